@@ -1,0 +1,46 @@
+"""The thread that runs what `Future.add_done_callback` was given, one callback after the other."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+
+_log = logging.getLogger("localdist.callbacks")
+
+
+class CallbackThread:
+    """Runs callbacks in order; the thread exists from the first one on. `put` may be called from any thread."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._queue: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def put(self, callback: Callable[[], object]) -> None:
+        """Let the thread run `callback`; what it raises is logged."""
+        with self._lock:
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(target=self._main, name="localdist-callbacks", daemon=True)
+                self._thread.start()
+        self._queue.put(callback)
+
+    def _main(self) -> None:
+        while (callback := self._queue.get()) is not None:
+            try:
+                callback()
+            except Exception:
+                _log.exception("a callback of a future failed")
+            del callback  # it refers to the future, which must not live until the next one comes
+
+    def close(self) -> None:
+        """Run what is queued and end the thread."""
+        with self._lock:
+            self._closed = True
+            thread = self._thread
+        self._queue.put(None)
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(5.0)

@@ -1,0 +1,306 @@
+"""The workers as a whole: how many there should be, who is starting, who has died, what was asked of all of them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterable
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from .._pipe import Poller
+from .._schedule.records import Worker
+from .._worker._process import Settings as WorkerSettings
+from ..errors import ClosedClientError, InternalError, WorkerStartError, WorkerStartTimeoutError
+from ._pool import ProcessWorker, descendants, end_all, startup_complaint, thread_environment
+from ._threads import ThreadWorker
+
+if TYPE_CHECKING:
+    from ._engine import Settings
+    from ._values import ValueStore
+
+#: Workers that die one after the other before they are ready, until nobody is started any more.
+START_ATTEMPTS = 3
+#: How long a running task may delay the end of its worker at close, in seconds.
+GRACE = 0.5
+
+_pool_numbers = itertools.count()
+
+
+class Crew:
+    """All workers of one engine. Methods belong to the scheduler's thread where nothing else is said."""
+
+    def __init__(
+        self, settings: Settings, values: ValueStore, poller: Poller, post: Callable[[ThreadWorker, Any], None]
+    ) -> None:
+        self._settings = settings
+        self._values = values
+        self._poller = poller
+        self._post = post
+        #: names that a worker should have
+        self._names: list[Any] = list(range(settings.n_workers))
+        #: workers that were started and have not ended
+        self.workers: list[ProcessWorker | ThreadWorker] = []
+        self._new_threads: list[ThreadWorker] = []
+        self._serials = itertools.count()
+        #: where this pool is; its workers' addresses begin with it
+        self.address = f"local://{os.getpid()}-{next(_pool_numbers)}"
+        self._failed_starts = 0
+        #: why no worker can start, once it is known
+        self.broken: BaseException | None = None
+        self._changed = threading.Condition()
+        self._ready = 0
+        self._calls: dict[int, Call] = {}
+        self._call_numbers = itertools.count(1)
+        self._environment: dict[str, str] = {}
+
+    # -- starting
+
+    def start(self) -> None:
+        """Start all workers, without waiting for them."""
+        if self._settings.processes:
+            import loky
+
+            self._environment = thread_environment(loky.cpu_count(), self._settings.n_workers)
+        self.keep_up(monotonic())
+
+    def keep_up(self, _now: float) -> None:
+        """Start the workers that are missing."""
+        if self.broken is not None or len(self.workers) >= len(self._names):
+            return
+        present = {worker.record.name for worker in self.workers}
+        for name in self._names:
+            if name not in present:
+                self._start_one(name)
+                if self.broken is not None:
+                    return
+
+    def _start_one(self, name: Any) -> None:
+        settings = self._settings
+        address = f"{self.address}/worker-{next(self._serials)}"
+        record = Worker(address, name, settings.threads_per_worker, settings.resources)
+        if not settings.processes:
+            thread = ThreadWorker(record, self._values.folders.disk, self._post)
+            self.workers.append(thread)
+            self._new_threads.append(thread)
+            return
+        told = WorkerSettings(address, name, record.slots, self._values.folders, settings.initializer)
+        try:
+            process = ProcessWorker(record, told, self._environment)
+        except OSError as e:
+            self.fail(WorkerStartError(None, f"{type(e).__name__}: {e}"))
+            return
+        self.workers.append(process)
+        process.watch(self._poller)
+
+    def take_joined_threads(self) -> list[ThreadWorker]:
+        """Return thread workers that were started since the last call; they are ready at once."""
+        new, self._new_threads = self._new_threads, []
+        return new
+
+    def next_deadline(self) -> float | None:
+        """Say when `keep_up` is due although nothing happens: at once when it has never run."""
+        return 0.0 if self._new_threads else None
+
+    # -- coming and going
+
+    def has(self, worker: ProcessWorker) -> bool:
+        """Say whether this worker is known to be alive."""
+        return worker in self.workers
+
+    def joined(self, _worker: ProcessWorker | ThreadWorker) -> None:
+        """Take note that a worker can take tasks."""
+        self._failed_starts = 0
+        with self._changed:
+            self._ready += 1
+            self._changed.notify_all()
+
+    def left(self, worker: ProcessWorker, exitcode: int | None) -> None:
+        """Take note that a worker has ended."""
+        self.workers.remove(worker)
+        worker.forget(self._poller)
+        for call in list(self._calls.values()):
+            call.lost(worker.record.address)
+        if worker.ready:
+            with self._changed:
+                self._ready -= 1
+                self._changed.notify_all()
+            return
+        self._failed_starts += 1
+        if worker.complaint or self._failed_starts >= START_ATTEMPTS or not self._ready:
+            self.fail(WorkerStartError(exitcode, worker.complaint or startup_complaint(self._environment)))
+
+    def fail(self, error: BaseException) -> None:
+        """Start no more workers, because of this."""
+        self.broken = error
+        with self._changed:
+            self._changed.notify_all()
+
+    def replace_all(self) -> list[str]:
+        """End all workers and start new ones under the same names; return the addresses of the ended ones."""
+        processes = [w for w in self.workers if isinstance(w, ProcessWorker)]
+        threads = [w for w in self.workers if isinstance(w, ThreadWorker)]
+        self._end(processes, grace=0.0)
+        for process in processes:
+            process.forget(self._poller)
+        for thread in threads:
+            thread.close_input()
+        addresses = [worker.record.address for worker in self.workers]
+        self.workers.clear()
+        self._new_threads.clear()
+        for call in list(self._calls.values()):
+            for address in addresses:
+                call.lost(address)
+        with self._changed:
+            self._ready = 0
+        self.broken, self._failed_starts = None, 0
+        self.keep_up(monotonic())
+        return addresses
+
+    # -- waiting for workers: any thread
+
+    @property
+    def ready(self) -> int:
+        """How many workers can take tasks."""
+        return self._ready
+
+    def wait_for(self, count: int, timeout: float | None) -> None:
+        """Wait until `count` workers can take tasks. Any thread may call this.
+
+        Raises:
+            WorkerStartError: no more of them can start.
+            WorkerStartTimeoutError: they did not in `timeout` seconds.
+        """
+        deadline = None if timeout is None else monotonic() + timeout
+        with self._changed:
+            while self._ready < count:
+                if self.broken is not None:
+                    raise self.broken
+                left = None if deadline is None else deadline - monotonic()
+                if left is not None and left <= 0:
+                    assert timeout is not None
+                    raise WorkerStartTimeoutError(self._ready, count, timeout)
+                self._changed.wait(left)
+
+    # -- calls outside of the task queue
+
+    def run(self, pickled: bytes, addresses: Iterable[str]) -> Call:
+        """Run a pickled (function, args, kwargs) on these workers; the answer comes through the returned object."""
+        targets = {w.record.address: w for w in self.workers if isinstance(w, ProcessWorker) and w.ready}
+        chosen = [targets[a] for a in addresses if a in targets]
+        number = next(self._call_numbers)
+        call = Call([w.record.address for w in chosen], lambda: self._calls.pop(number, None))
+        self._calls[number] = call
+        for worker in chosen:
+            worker.command("run", (number, pickled))
+        call.check()
+        return call
+
+    def ran(self, worker: ProcessWorker | ThreadWorker, number: int, payload: bytes) -> None:
+        """Take the answer of one worker."""
+        call = self._calls.get(number)
+        if call is not None:
+            call.answer(worker.record.address, payload)
+
+    # -- the end
+
+    def close(self) -> None:
+        """End all workers and what they started."""
+        with self._changed:
+            if self.broken is None:
+                self.broken = ClosedClientError("the client is closed")
+            self._changed.notify_all()
+        for call in list(self._calls.values()):
+            call.abandon()
+        processes = [w for w in self.workers if isinstance(w, ProcessWorker)]
+        for worker in self.workers:
+            if isinstance(worker, ThreadWorker):
+                worker.close_input()
+        deadline = monotonic() + GRACE
+        for worker in self.workers:
+            if isinstance(worker, ThreadWorker):
+                worker.join(max(0.0, deadline - monotonic()))
+        self._end(processes, GRACE)
+        for process in processes:
+            process.forget(self._poller)
+        self.workers.clear()
+        with self._changed:
+            self._ready = 0
+
+    def _end(self, processes: list[ProcessWorker], grace: float) -> None:
+        """End processes, in order within `grace` seconds, by force after that, and all they have started."""
+        if not processes:
+            return
+        started = descendants(p.pid for p in processes)
+        for process in processes:
+            process.close_input()
+        deadline = monotonic() + grace
+        for process in processes:
+            if process.reap(max(0.0, deadline - monotonic())) is None:
+                started += descendants([process.pid])
+                process.kill()
+        for process in processes:
+            if process.reap(5.0) is None:
+                raise InternalError(f"worker process {process.pid} cannot be ended")
+        end_all(started)
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Describe the workers that can take tasks, by address."""
+        settings = self._settings
+        return {
+            w.record.address: {
+                "type": "Worker",
+                "id": w.record.name,
+                "name": w.record.name,
+                "pid": w.pid,
+                "nthreads": w.record.slots,
+                "memory_limit": settings.memory_limit,
+                "resources": dict(settings.resources),
+                "status": "running",
+                "local_directory": self._values.folders.disk,
+            }
+            for w in self.workers
+            if w.ready
+        }
+
+
+class Call:
+    """The answers of several workers to one call. Any thread may wait for them."""
+
+    def __init__(self, addresses: Iterable[str], on_complete: Callable[[], object]) -> None:
+        self._missing = set(addresses)
+        self._on_complete = on_complete
+        self._done = threading.Event()
+        #: address -> pickled (True, value) or (False, dumped error); None: the worker died
+        self.answers: dict[str, bytes | None] = dict.fromkeys(addresses)
+        self.abandoned = False
+
+    def answer(self, address: str, payload: bytes | None) -> None:
+        """Take one answer."""
+        if address in self._missing:
+            self._missing.discard(address)
+            self.answers[address] = payload
+            self.check()
+
+    def lost(self, address: str) -> None:
+        """Expect no answer from a worker that has died."""
+        self.answer(address, None)
+
+    def abandon(self) -> None:
+        """Expect no more answers: the client closes."""
+        self.abandoned = True
+        self._missing.clear()
+        self.check()
+
+    def check(self) -> None:
+        """Wake the one who waits, if nothing is missing."""
+        if not self._missing:
+            self._on_complete()
+            self._done.set()
+
+    def wait(self) -> None:
+        """Wait until every worker has answered or died."""
+        self._done.wait()
+
+

@@ -1,0 +1,437 @@
+"""The one thread that owns the scheduler's core: it feeds it events, and performs the actions that come back.
+
+Other threads `post` to its inbox: tasks to submit, handles that were dropped, events, calls. It sleeps in a poller
+until a worker replies, somebody posts, or a deadline of the core or of the store is reached.
+
+No wake-up is lost: (1) the thread sets `_asleep`, (2) looks into the inbox once more, (3) sleeps. Whoever posts
+(a) appends, (b) looks at `_asleep`. If (b) comes before (1), then (a) comes before (2).
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from struct import Struct
+from time import monotonic
+from typing import Any, Protocol
+
+from .._pipe import Poller
+from .._schedule import actions, events
+from .._schedule.core import Scheduler
+from .._schedule.records import Ending, ReportLine, Task
+from .._store._segment import Stored, make_folder
+from .._wire import REPLY, ReplyKind
+from ..errors import ClosedClientError, InternalError, WorkerStartError
+from ._crew import Crew
+from ._pool import ProcessWorker
+from ._threads import ThreadWorker
+from ._values import ValueStore
+
+_HEAD = Struct(REPLY.format.replace("I", "", 1))  # the length is taken off by the reader
+_HEAD_SIZE = _HEAD.size
+#: Items of the inbox that are dealt with before the workers' replies are looked at again.
+_INBOX_CHUNK = 10_000
+
+
+class Listener(Protocol):
+    """Who wants to know what became of tasks. Called in the scheduler's thread; must not wait."""
+
+    def ended(self, finished: Sequence[Task], failed: Sequence[Task]) -> None:
+        """These tasks have an outcome."""
+
+    def cancelled(self, tasks: Sequence[Task], reason: str) -> None:
+        """These tasks are cancelled."""
+
+    def pending(self, tasks: Sequence[Task]) -> None:
+        """These tasks had failed and run again."""
+
+    def drop_handles(self, tasks: Sequence[Task]) -> list[Task]:
+        """Count a handle less for each; return those that have none left."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a pool of workers is made from."""
+
+    n_workers: int
+    threads_per_worker: int
+    processes: bool
+    resources: dict[str, float]
+    memory_limit: int | None
+    allowed_failures: int
+    initializer: bytes | None = None
+
+
+class Engine:
+    """Runs tasks on workers for all clients of this pool. Its public methods may be called from any thread."""
+
+    def __init__(self, settings: Settings, listener: Listener) -> None:
+        self.settings = settings
+        self.listener = listener
+        self.status = "running"
+        #: seconds since the epoch
+        self.started = time.time()
+        self.core = Scheduler(allowed_failures=settings.allowed_failures)
+        self._inbox: deque[Any] = deque()
+        self._asleep = False
+        self._poller = Poller()
+        self.values = ValueStore(make_folder(), self.wake)
+        self.crew = Crew(settings, self.values, self._poller, self._post_thread_reply)
+        self._handles: dict[str, ProcessWorker | ThreadWorker] = {}
+        self._lines: dict[ProcessWorker | ThreadWorker, list[ReportLine]] = {}
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="localdist-scheduler", daemon=True)
+        self._thread.start()
+
+    # -- any thread ----------------------------------------------------------------------------------------------
+
+    def post(self, item: Any) -> None:
+        """Put something into the inbox: a task, a 1-tuple of a task whose handle was dropped, an event, a callable."""
+        self._inbox.append(item)
+        if self._asleep:
+            self._asleep = False
+            self._poller.wake()
+
+    def wake(self) -> None:
+        """Let the scheduler's thread look around. Takes no lock."""
+        if self._asleep:
+            self._asleep = False
+            self._poller.wake()
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Run a function in the scheduler's thread; return its result or raise its error.
+
+        Raises:
+            ClosedClientError: the engine has ended.
+        """
+        if threading.current_thread() is self._thread:
+            return function()
+        box: list[Any] = []
+        done = threading.Event()
+
+        def answer() -> None:
+            try:
+                box.append((True, function()))
+            except BaseException as e:  # raised again where it belongs, in the caller
+                box.append((False, e))
+            done.set()
+
+        self.post(answer)
+        while not done.wait(1.0):
+            if not self._thread.is_alive() and not done.is_set():
+                raise ClosedClientError("the client is closed")
+        ok, result = box[0]
+        if not ok:
+            raise result
+        return result
+
+    def wait_ready(self, timeout: float | None) -> None:
+        """Wait until one worker can take tasks.
+
+        Raises:
+            WorkerStartError: none can start.
+            TimeoutError: none did in time.
+        """
+        self.crew.wait_for(1, timeout)
+
+    def close(self, *, wait: bool = True) -> None:
+        """End the workers and the thread; everything unfinished is cancelled. Idempotent."""
+        if not self._closing.is_set():
+            self._closing.set()
+            self.wake()
+        if wait and threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    @property
+    def closed(self) -> bool:
+        return self._closing.is_set()
+
+    # -- the scheduler's thread ----------------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        try:
+            self.crew.start()
+            while not self._closing.is_set():
+                self._turn()
+            self.status = "closing"
+        except BaseException as e:  # our own mistake: nobody may wait for ever because of it
+            self._collapse(e)
+        finally:
+            self._finish()
+
+    def _turn(self) -> None:
+        """Sleep until there is something to do, and do it."""
+        deadline = self._next_deadline()
+        self._asleep = True
+        if self._inbox or self._closing.is_set() or self.values.unsettled:
+            timeout: float | None = 0.0
+        else:
+            timeout = None if deadline is None else max(0.0, deadline - monotonic())
+        readable, writeable = self._poller.wait(timeout)
+        self._asleep = False
+        for writer in writeable:
+            self._flush(writer)
+        for worker, ended in readable:
+            if ended:
+                self._worker_ended(worker)
+            else:
+                self._read(worker)
+        if self._inbox:
+            self._drain()
+        now = monotonic()
+        if deadline is not None and now >= deadline:
+            self.handle(events.DeadlineReached())
+        self._settle(now)
+        self._crew_changes(now)
+
+    def _next_deadline(self) -> float | None:
+        times = [self.core.next_deadline(), self.values.next_deadline(), self.crew.next_deadline()]
+        return min([t for t in times if t is not None], default=None)
+
+    def handle(self, event: events.Event) -> None:
+        """Give the core an event and perform what it asks for."""
+        for action in self.core.handle(event, monotonic()):
+            kind = type(action)
+            if kind is actions.Dispatch:
+                worker = self._handles[action.worker.address]
+                worker.send(action.tasks, self.values)
+                self._watch(worker)
+            elif kind is actions.Announce:
+                self.listener.ended(action.finished, action.failed)
+            elif kind is actions.Drop:
+                self.values.release([o for o in action.outcomes if type(o) is Stored])
+            elif kind is actions.Recall:
+                worker = self._handles[action.worker.address]
+                worker.command("recall" if action.seqs is None else "cancel", action.seqs)
+                self._watch(worker)
+            elif kind is actions.AnnounceCancelled:
+                self.listener.cancelled(action.tasks, action.reason)
+            else:
+                self.listener.pending(action.tasks)
+
+    def _watch(self, worker: ProcessWorker | ThreadWorker) -> None:
+        if isinstance(worker, ProcessWorker):
+            for writer in (worker.tasks, worker.control):
+                if writer.blocked:
+                    self._poller.watch_writeable(writer, writer)
+
+    def _flush(self, writer: Any) -> None:
+        writer.flush()
+        if writer.blocked:
+            self._poller.watch_writeable(writer, writer)
+
+    # -- what other threads posted
+
+    def _drain(self) -> None:
+        """Deal with the inbox, in order, as few batches as the order allows."""
+        inbox = self._inbox
+        submitted: list[Task] = []
+        dropped: list[Task] = []
+        for _ in range(min(len(inbox), _INBOX_CHUNK)):
+            item = inbox.popleft()
+            if isinstance(item, Task):
+                if dropped:
+                    self._released(dropped)
+                    dropped = []
+                submitted.append(item)
+                continue
+            if submitted:
+                self.handle(events.TasksSubmitted(submitted))
+                submitted = []
+            if type(item) is tuple:
+                dropped.append(item[0])
+                continue
+            if dropped:
+                self._released(dropped)
+                dropped = []
+            if callable(item):
+                item()
+            elif type(item) is _ThreadReply:
+                self._lines.setdefault(item.worker, [])
+                self._take(item.worker, item.reply, self._lines[item.worker])
+            else:
+                self.handle(item)
+        if submitted:
+            self.handle(events.TasksSubmitted(submitted))
+        if dropped:
+            self._released(dropped)
+        self._report_lines()
+
+    def _released(self, handles: list[Task]) -> None:
+        gone = self.listener.drop_handles(handles)
+        if gone:
+            self.handle(events.TasksReleased(gone))
+
+    # -- what workers say
+
+    def _read(self, worker: ProcessWorker) -> bool:
+        """Read a worker's replies; False when there will be no more."""
+        frames = worker.replies.read()
+        if frames is None:
+            self._worker_ended(worker)
+            return False
+        lines: list[ReportLine] = []
+        success, inline = Ending.SUCCESS, int(ReplyKind.INLINE)
+        for body in frames:
+            kind, seq, seconds = _HEAD.unpack_from(body)
+            if kind == inline:
+                lines.append((seq, success, body[_HEAD_SIZE:], seconds))
+            else:
+                self._take(worker, (ReplyKind(kind), seq, seconds, body[_HEAD_SIZE:]), lines)
+        if lines:
+            self.handle(events.TasksReported(worker.record, lines))
+        return True
+
+    def _take(
+        self,
+        worker: ProcessWorker | ThreadWorker,
+        reply: tuple[ReplyKind, int, float, Any],
+        lines: list[ReportLine],
+    ) -> None:
+        """Deal with one reply; what tasks have come to is added to `lines`, to be handled together."""
+        kind, seq, seconds, payload = reply
+        if kind is ReplyKind.INLINE:
+            lines.append((seq, Ending.SUCCESS, payload, seconds))
+        elif kind is ReplyKind.STORED:
+            stored = pickle.loads(payload)
+            self.values.created(stored, worker.record.address)
+            lines.append((seq, Ending.SUCCESS, stored, seconds))
+        elif kind is ReplyKind.ERROR:
+            lines.append((seq, Ending.ERROR, payload, seconds))
+        elif kind is ReplyKind.RESCHEDULED:
+            lines.append((seq, Ending.RESCHEDULED, None, seconds))
+        elif kind is ReplyKind.UNMAPPED:
+            self.values.unmapped(pickle.loads(payload), worker.record.address)
+        elif kind is ReplyKind.RECALLED:
+            self._recalled(worker, payload, lines)
+        elif kind is ReplyKind.RAN:
+            self.crew.ran(worker, seq, payload)
+        elif kind is ReplyKind.READY:
+            self._joined(worker)
+        else:
+            worker.complaint = payload.decode(errors="replace")  # type: ignore[union-attr]  # only processes say this
+
+    def _recalled(self, worker: ProcessWorker | ThreadWorker, payload: Any, lines: list[ReportLine]) -> None:
+        seqs, whole = pickle.loads(payload) if isinstance(payload, bytes) else payload
+        if lines:  # what came before it on the same pipe
+            self.handle(events.TasksReported(worker.record, list(lines)))
+            lines.clear()
+        address = worker.record.address
+        for seq in seqs:
+            task = worker.record.outstanding.get(seq)
+            if task is not None:
+                self.values.unmapped([d.outcome.name for d in task.dependencies if type(d.outcome) is Stored], address)
+        self.handle(events.TasksRecalled(worker.record, seqs, whole))
+
+    def _post_thread_reply(self, worker: ThreadWorker, reply: tuple[ReplyKind, int, float, Any]) -> None:
+        self.post(_ThreadReply(worker, reply))
+
+    def _report_lines(self) -> None:
+        while self._lines:
+            worker, lines = self._lines.popitem()
+            if lines:
+                self.handle(events.TasksReported(worker.record, lines))
+
+    # -- workers come and go
+
+    def _joined(self, worker: ProcessWorker | ThreadWorker) -> None:
+        self._handles[worker.record.address] = worker
+        worker.ready = True
+        self.crew.joined(worker)
+        self.handle(events.WorkerJoined(worker.record))
+
+    def _crew_changes(self, now: float) -> None:
+        for worker in self.crew.take_joined_threads():
+            self._joined(worker)
+        self.crew.keep_up(now)
+        if self.crew.broken is not None and self.core.tasks and not self._handles:
+            self.handle(events.AllDropped(f"no worker can start: {self.crew.broken}"))
+
+    def _worker_ended(self, worker: ProcessWorker) -> None:
+        """Take note of the end of a process, after everything it wrote."""
+        if not self.crew.has(worker):
+            return
+        while worker.replies.ready():
+            frames_left = worker.replies.read()
+            if frames_left is None:
+                break
+            self._take_rest(worker, frames_left)
+        exitcode = worker.reap(1.0)
+        if exitcode is None:
+            worker.kill()
+            exitcode = worker.reap(5.0)
+        pid = worker.pid
+        self.crew.left(worker, exitcode)
+        if self._handles.pop(worker.record.address, None) is not None:
+            self.handle(events.WorkerLeft(worker.record, pid, exitcode, blame=not self._closing.is_set()))
+        self.values.gone(worker.record.address)
+
+    def _take_rest(self, worker: ProcessWorker, frames: list[bytes]) -> None:
+        lines: list[ReportLine] = []
+        for body in frames:
+            kind, seq, seconds = _HEAD.unpack_from(body)
+            self._take(worker, (ReplyKind(kind), seq, seconds, body[_HEAD_SIZE:]), lines)
+        if lines:
+            self.handle(events.TasksReported(worker.record, lines))
+
+    def restart(self) -> None:
+        """Replace all workers and forget all tasks. In the scheduler's thread."""
+        self.handle(events.AllDropped("scheduler-restart"))
+        for worker in list(self._handles.values()):
+            del self._handles[worker.record.address]
+            self.handle(events.WorkerLeft(worker.record, blame=False))
+        for address in self.crew.replace_all():
+            self.values.gone(address)
+
+    def _settle(self, now: float) -> None:
+        for address, orders in self.values.settle(now).items():
+            worker = self._handles.get(address)
+            if worker is not None:
+                worker.command("tidy", (list(orders.recycle), list(orders.discard)))
+                self._watch(worker)
+
+    # -- the end
+
+    def _finish(self) -> None:
+        self.status = "closed"
+        self._closing.set()
+        self.handle_quietly(events.AllDropped("client closed"))
+        self.crew.close()
+        self.values.close()
+        while self._inbox:
+            item = self._inbox.popleft()
+            if isinstance(item, Task):
+                self.listener.cancelled([item], "client closed")
+            elif callable(item):
+                item()
+        self._poller.close()
+
+    def handle_quietly(self, event: events.Event) -> None:
+        """Give the core a last event, although it may be the core that has failed."""
+        try:
+            self.handle(event)
+        except Exception:
+            traceback.print_exc()
+            self.listener.cancelled(list(self.core.tasks.values()), "internal error")
+
+    def _collapse(self, error: BaseException) -> None:
+        """Report an error of localdist itself; the futures are cancelled by `_finish`."""
+        print(f"localdist: internal error, please report it (at {time.ctime()}):", file=sys.stderr)
+        traceback.print_exception(type(error), error, error.__traceback__)
+        self.crew.fail(InternalError(str(error)) if not isinstance(error, WorkerStartError) else error)
+
+
+class _ThreadReply:
+    """A reply of a thread worker on its way through the inbox."""
+
+    __slots__ = ("reply", "worker")
+
+    def __init__(self, worker: ThreadWorker, reply: tuple[ReplyKind, int, float, Any]) -> None:
+        self.worker = worker
+        self.reply = reply

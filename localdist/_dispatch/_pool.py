@@ -1,0 +1,220 @@
+"""Worker processes: started by loky, watched, replaced when they die, ended with all they started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+from .._pipe import FrameReader, PatientWriter, Poller, frame
+from .._schedule.records import Task, Worker
+from .._store._segment import Stored
+from .._wire import Control
+from .._worker._process import Settings, main
+
+if TYPE_CHECKING:
+    from .._serialize import Function
+    from ._values import ValueStore
+
+#: Functions that a worker keeps; the oldest are forgotten, and sent again when they are needed.
+FUNCTIONS_KEPT = 256
+
+#: Limits of the thread pools inside libraries, read when they are imported. Users' own settings win.
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "NUMEXPR_MAX_THREADS",
+    "NUMBA_NUM_THREADS",
+    "POLARS_MAX_THREADS",
+    "LOKY_MAX_CPU_COUNT",
+)
+
+
+def thread_environment(cpus: int, n_workers: int) -> dict[str, str]:
+    """Say which environment gives each worker its share of the processors; what the user has set is left alone."""
+    share = str(max(1, cpus // max(1, n_workers)))
+    return {name: share for name in THREAD_VARIABLES if name not in os.environ}
+
+
+class _Sentinel:
+    """A descriptor that can be read when a process has ended."""
+
+    def __init__(self, process: Any) -> None:
+        self._own: int | None = None
+        if hasattr(os, "pidfd_open"):
+            # Unlike the end of a pipe it is not kept open by children that a task has forked.
+            with contextlib.suppress(OSError):
+                self._own = os.pidfd_open(process.pid)
+        self._fd = process.sentinel if self._own is None else self._own
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def close(self) -> None:
+        if self._own is not None:
+            os.close(self._own)
+            self._own = None
+
+
+class ProcessWorker:
+    """One worker process, as the scheduler's thread sees it."""
+
+    def __init__(self, record: Worker, settings: Settings, environment: dict[str, str]) -> None:
+        from loky.backend.process import LokyProcess
+
+        self.record = record
+        #: True once it can take tasks
+        self.ready = False
+        #: what it said when it could not start
+        self.complaint = ""
+        self.created_at = time.time()
+        task_reader, task_writer = Pipe(duplex=False)
+        control_reader, control_writer = Pipe(duplex=False)
+        reply_reader, reply_writer = Pipe(duplex=False)
+        theirs = (task_reader, control_reader, reply_writer)
+        ours = (task_writer, control_writer, reply_reader)
+        self.process: Any = LokyProcess(
+            target=main,
+            args=(settings, *theirs),
+            name=f"localdist-worker-{record.name}",
+            env=environment,
+        )
+        try:
+            self.process.start()
+        except BaseException:
+            for connection in (*theirs, *ours):
+                connection.close()
+            raise
+        for connection in theirs:
+            connection.close()
+        self.pid: int = self.process.pid
+        self.tasks = PatientWriter(task_writer)
+        self.control = PatientWriter(control_writer)
+        self.replies = FrameReader(reply_reader)
+        self.sentinel = _Sentinel(self.process)
+        self._known: OrderedDict[int, None] = OrderedDict()
+
+    def watch(self, poller: Poller) -> None:
+        """Let the poller report this worker's replies, and its end."""
+        poller.add((self, False), self.replies.connection)
+        poller.add((self, True), self.sentinel)  # type: ignore[arg-type]  # it has a fileno
+
+    def send(self, tasks: Sequence[Task], values: ValueStore) -> None:
+        """Send tasks, with the functions that the worker does not have yet."""
+        functions: list[tuple[int, bytes, bool]] = []
+        forget: list[int] = []
+        items = []
+        known = self._known
+        last = None
+        for task in tasks:
+            function: Function
+            function, payload, parts = task.call
+            number = function.id
+            if number != last:
+                last = number
+                if number in known:
+                    known.move_to_end(number)
+                else:
+                    known[number] = None
+                    functions.append((number, function.pickled, function.cacheable))
+            if task.dependencies:
+                items.append((task.seq, task.key, number, payload, parts, self._inputs(task.dependencies, values)))
+            else:
+                items.append((task.seq, task.key, number, payload, parts, ()))
+        while len(known) > FUNCTIONS_KEPT + len(functions):
+            forget.append(known.popitem(last=False)[0])
+        self.tasks.write(frame(pickle.dumps((functions, forget, (), (), items), 5)))
+
+    def _inputs(self, dependencies: Iterable[Task], values: ValueStore) -> tuple[Any, ...]:
+        inputs = tuple([d.outcome for d in dependencies])
+        for value in inputs:
+            if type(value) is Stored:
+                values.granted(value, self.record.address)
+        return inputs
+
+    def command(self, verb: str, detail: Any = None) -> None:
+        """Send a control message."""
+        self.control.write(frame(pickle.dumps(tuple(Control(verb, detail)), 5)))
+
+    def close_input(self) -> None:
+        """Let the worker end in order, as soon as it is idle."""
+        self.command("stop")
+        self.tasks.close()
+
+    def kill(self) -> None:
+        """End the process at once."""
+        with contextlib.suppress(OSError):
+            self.process.kill()
+
+    def reap(self, timeout: float) -> int | None:
+        """Wait up to `timeout` seconds for the process and return its exit code, or None while it lives."""
+        self.process.join(timeout)
+        code: int | None = self.process.exitcode
+        return code
+
+    def forget(self, poller: Poller) -> None:
+        """Close everything that belongs to a process that has ended."""
+        poller.remove(self.replies.connection)
+        poller.remove(self.sentinel)
+        for writer in (self.tasks, self.control):
+            if not writer.connection.closed:
+                poller.remove(writer)
+                writer.close()
+        self.replies.close()
+        self.sentinel.close()
+        # Its own sentinel is closed when the process object is collected; loky's objects have no close.
+
+
+def descendants(pids: Iterable[int]) -> list[Any]:
+    """List all processes that these processes have started, directly or not, as psutil objects."""
+    import psutil
+
+    found = []
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            found += psutil.Process(pid).children(recursive=True)
+    return found
+
+
+def end_all(processes: Iterable[Any]) -> None:
+    """Kill processes (psutil objects) that still run."""
+    import psutil
+
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
+def startup_complaint(environment: dict[str, str]) -> str:
+    """Find out why a worker process ends before it can speak: start one with its standard error in our hands."""
+    code = "import loky.backend.popen_loky_posix, localdist._worker._process"
+    if sys.platform == "win32":
+        code = code.replace("posix", "win32")
+    try:
+        probe = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError) as e:
+        return f"{sys.executable}: {e}"
+    return probe.stderr.strip()
+
+
+__all__ = ["Connection", "ProcessWorker", "descendants", "end_all", "startup_complaint", "thread_environment"]

@@ -1,0 +1,322 @@
+"""RESULT: a handle on a task's result; also a `concurrent.futures.Future`."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import datetime
+import re
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ._state import CANCELLED, ERROR, FINISHED, PENDING, Callbacks, Entry, Latch, StandardWaiters
+from .errors import ClosedClientError, FutureCancelledError
+
+if TYPE_CHECKING:
+    from ._client import Client
+
+Duration = float | int | str | datetime.timedelta | None
+
+_UNITS = {
+    "us": 1e-6,
+    "microsecond": 1e-6,
+    "ms": 1e-3,
+    "millisecond": 1e-3,
+    "s": 1.0,
+    "sec": 1.0,
+    "second": 1.0,
+    "m": 60.0,
+    "min": 60.0,
+    "minute": 60.0,
+    "h": 3600.0,
+    "hr": 3600.0,
+    "hour": 3600.0,
+    "d": 86400.0,
+    "day": 86400.0,
+}
+
+
+def seconds(duration: Duration) -> float | None:
+    """Turn a duration as users write it into seconds; None stays None.
+
+    Args:
+        duration: a number of seconds, a `datetime.timedelta`, or text such as "100ms", "1.5 s", "10 minutes".
+
+    Raises:
+        ValueError: the text is no duration.
+        TypeError: it is none of these.
+    """
+    if duration is None or isinstance(duration, (int, float)):
+        return duration
+    if isinstance(duration, datetime.timedelta):
+        return duration.total_seconds()
+    if not isinstance(duration, str):
+        raise TypeError(f"a duration is a number of seconds, a text or a timedelta, not {type(duration).__name__}")
+    match = re.fullmatch(r"\s*([+-]?[\d.]+(?:e[+-]?\d+)?)?\s*([a-z]*)\s*", duration.lower())
+    unit = match and match[2]
+    factor = _UNITS.get(unit or "s") or _UNITS.get((unit or "").removesuffix("s"))
+    if match is None or factor is None or not (match[1] or unit):
+        raise ValueError(f"not a duration: {duration!r} (write for example '100ms', '1.5 s', '10 minutes')")
+    return float(match[1] or 1) * factor
+
+
+class Future(concurrent.futures.Future):  # type: ignore[type-arg]  # results have any type
+    """The result of a task, which may not exist yet.
+
+    Made by `Client.submit`, `map` and `scatter`, never by users. While a Future object lives, the task is kept
+    runnable and its result is kept; when the last one for a key is gone the result is dropped, and a task that has
+    not begun never begins. Two handles of one key are unequal objects that share state and result.
+
+    It is a `concurrent.futures.Future` too: that module's `wait` and `as_completed`, and `asyncio.wrap_future`, take
+    it. Where both interfaces have a method, Dask's meaning counts: `cancel` returns None, and `exception` returns
+    None for a cancelled future. All methods may be called from any thread.
+    """
+
+    __slots__ = ("_entry", "_released", "_waiters_list")
+
+    _entry: Entry | None
+    _released: bool
+
+    def __init__(self, entry: Entry | None) -> None:
+        # The standard one makes a lock and a list for each; here those who wait bring their own.
+        self._entry = entry
+        self._released = False
+
+    # -- what it is
+
+    def _bound(self) -> Entry:
+        if self._entry is None:
+            raise RuntimeError(
+                "this Future is not bound to a client: it was pickled or copied where no client was. "
+                "Return it to the process of its client, or pass it as a task's argument to get its value"
+            )
+        return self._entry
+
+    @property
+    def key(self) -> Any:
+        """Name of the task: equal for equal calls of pure functions."""
+        return self._bound().key
+
+    @property
+    def client(self) -> Client:
+        """The client that it belongs to."""
+        return self._bound().client
+
+    @property
+    def executor(self) -> Client:
+        """The same as `client`."""
+        return self._bound().client
+
+    @property
+    def status(self) -> str | None:
+        """One of "pending", "finished", "error", "cancelled"; None when it is not bound to a client. Never blocks."""
+        return None if self._entry is None else self._entry.status
+
+    @property
+    def type(self) -> type | None:
+        """Class of the result, once it is finished; None before, on errors, or if it is not known here."""
+        entry = self._bound()
+        return entry.client._transport.type_of(entry.outcome) if entry.status is FINISHED else None
+
+    def done(self) -> bool:
+        """Say whether the task has finished, failed or was cancelled. Never blocks."""
+        return self._bound().status is not PENDING
+
+    def cancelled(self) -> bool:
+        """Say whether it was cancelled. Never blocks."""
+        return self._bound().status is CANCELLED
+
+    def running(self) -> bool:
+        """Return False: whether a pending task has begun is known to its worker only."""
+        return False
+
+    def __repr__(self) -> str:
+        entry = self._entry
+        if entry is None:
+            return "<Future: not bound to a client>"
+        kind = self.type if entry.status is FINISHED else None
+        shown = f" type: {kind.__name__}," if kind is not None else ""
+        return f"<Future: status: {entry.status},{shown} key: {entry.key}>"
+
+    __str__ = __repr__
+
+    def __bool__(self) -> bool:
+        return True
+
+    # -- waiting
+
+    def _wait(self, timeout: Duration) -> Entry:
+        """Wait for the end of the task; Ctrl-C cancels it (nobody waits for it any more)."""
+        entry = self._bound()
+        if entry.status is PENDING:
+            client = entry.client
+            if client.status == "closed":
+                raise ClosedClientError("the client of this future is closed")
+            latch = Latch(1)
+            board = client._board
+            board.watch((entry,), latch)
+            try:
+                if not latch.wait(seconds(timeout)):
+                    board.unwatch((entry,), latch)
+                    raise concurrent.futures.TimeoutError(f"{entry.key!r} has not finished within {timeout} s")
+            except KeyboardInterrupt:
+                client.cancel(self, reason="interrupted")
+                raise
+        return entry
+
+    def result(self, timeout: Duration = None) -> Any:
+        """Wait for the task and return its value: a fresh copy, which the caller may change.
+
+        Args:
+            timeout: how long to wait: seconds, or text like "500ms"; None: as long as it takes.
+
+        Raises:
+            TimeoutError: it has not ended in time; it runs on, and `result` may be called again.
+            CancelledError: it was cancelled.
+            BaseException: what the task raised, with the traceback of the user's code in the worker.
+        """
+        entry = self._wait(timeout)
+        if entry.status is FINISHED:
+            return self._load(entry)
+        error, traceback = self._failure(entry)
+        try:
+            # From the remote traceback, without what raising it here before has added.
+            raise error.with_traceback(traceback)
+        finally:
+            # The traceback refers to this frame: without this, error and frame keep each other alive.
+            del error, traceback, self
+
+    @staticmethod
+    def _load(entry: Entry) -> Any:
+        try:
+            return entry.client._transport.load(entry.outcome, entry.key)
+        except OSError:
+            if entry.status is CANCELLED:  # in this very moment, by another thread
+                raise _cancelled_error(entry) from None
+            raise
+
+    @staticmethod
+    def _failure(entry: Entry) -> tuple[BaseException, TracebackType | None]:
+        """Return the exception of an entry that failed, always the same object, and its remote traceback."""
+        with entry.client._board.lock:
+            if entry.status is CANCELLED:
+                return _cancelled_error(entry), None
+            if entry.error is None:
+                loaded = entry.client._transport.load_error(entry.outcome)
+                entry.error = (loaded, loaded.__traceback__)
+            return entry.error
+
+    def exception(self, timeout: Duration = None) -> BaseException | None:
+        """Wait for the task and return the exception it raised; None if it has finished or was cancelled.
+
+        Raises:
+            TimeoutError: it has not ended within `timeout`.
+        """
+        entry = self._wait(timeout)
+        return self._failure(entry)[0] if entry.status is ERROR else None
+
+    def traceback(self, timeout: Duration = None) -> TracebackType | None:
+        """Wait for the task and return the traceback of its exception: the user's frames; None if there is none.
+
+        Raises:
+            TimeoutError: it has not ended within `timeout`.
+        """
+        entry = self._wait(timeout)
+        return self._failure(entry)[1] if entry.status is ERROR else None
+
+    def add_done_callback(self, fn: Callable[[Any], object]) -> None:
+        """Call ``fn(future)`` with this object when the task ends, or soon if it has.
+
+        Callbacks run one after the other in a thread of their own, for one future in the order of registration.
+        They may call `result`. What they raise is logged.
+        """
+        entry = self._bound()
+        client = entry.client
+        client._board.watch((entry,), Callbacks(self, fn, client._callbacks.put))
+
+    # -- control
+
+    def cancel(self, reason: str | None = None, msg: str | None = None) -> None:  # type: ignore[override]
+        """Cancel the task; see `Client.cancel`."""
+        self.client.cancel(self, reason=reason, msg=msg)
+
+    def retry(self) -> None:
+        """Run a failed task again; see `Client.retry`."""
+        self.client.retry(self)
+
+    def release(self) -> None:
+        """Give up this handle; afterwards it counts as cancelled unless another handle lives. May be repeated."""
+        entry = self._bound()
+        client = entry.client
+        with client._board.lock:
+            if self._released:
+                return
+            self._released = True
+            if entry.handles == 1:
+                client._board.cancel_one(entry, "released", None)
+        client._transport.drop(entry)
+
+    def __del__(self) -> None:
+        # May run in any thread, within any other code: it only appends to a queue.
+        entry = self._entry
+        if entry is not None and not self._released:
+            entry.options.owner._drop(entry)
+
+    def __reduce__(self) -> tuple[Callable[[Any], Future], tuple[Any]]:
+        return _rebind, (self.key,)
+
+    def __localdist_token__(self) -> Any:
+        return self.key
+
+    # -- what `concurrent.futures` and asyncio look at
+
+    @property
+    def _condition(self) -> Any:  # type: ignore[override]
+        return self._bound().client._board.condition
+
+    @property
+    def _state(self) -> str:  # type: ignore[override]
+        status = self._bound().status
+        if status is PENDING:
+            return "PENDING"
+        return "CANCELLED_AND_NOTIFIED" if status is CANCELLED else "FINISHED"
+
+    @property
+    def _exception(self) -> BaseException | None:
+        return self.exception()
+
+    @property
+    def _waiters(self) -> StandardWaiters:  # type: ignore[override]
+        entry = self._bound()
+        with entry.client._board.lock:
+            try:
+                return self._waiters_list
+            except AttributeError:
+                self._waiters_list = StandardWaiters(self, entry, entry.client._board)
+                return self._waiters_list
+
+
+def _cancelled_error(entry: Entry) -> FutureCancelledError:
+    reason, msg = entry.note or ("unknown", None)
+    return FutureCancelledError(entry.key, reason, msg)
+
+
+def _rebind(key: Any) -> Future:
+    """Rebuild a pickled future: bound to the client of this process that knows the key, or else unbound."""
+    from ._client import known_entry
+
+    return Future(known_entry(key))
+
+
+class Deadline:
+    """A time limit that several waits share."""
+
+    def __init__(self, timeout: Duration) -> None:
+        self.timeout = timeout
+        limit = seconds(timeout)
+        self._end = None if limit is None else time.monotonic() + limit
+
+    def left(self) -> float | None:
+        """Return the seconds that are left, at least 0; None: no limit."""
+        return None if self._end is None else max(0.0, self._end - time.monotonic())

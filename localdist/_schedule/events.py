@@ -1,0 +1,122 @@
+"""Everything that can happen to the scheduler; each carries a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .records import Key, ReportLine, Task, Worker
+
+
+@dataclass(frozen=True, slots=True)
+class TasksSubmitted:
+    """Somebody wants these tasks; each carries one claim of its submitter."""
+
+    tasks: Sequence[Task]
+
+
+@dataclass(frozen=True, slots=True)
+class ValuesStored:
+    """These tasks were never calls: their `outcome` is data that a client put in."""
+
+    tasks: Sequence[Task]
+
+
+@dataclass(frozen=True, slots=True)
+class TasksReported:
+    """A worker ran these tasks."""
+
+    worker: Worker
+    lines: Sequence[ReportLine]
+
+
+@dataclass(frozen=True, slots=True)
+class TasksRecalled:
+    """A worker gives back tasks that it has not begun, in answer to a `Recall`."""
+
+    worker: Worker
+    seqs: Sequence[int]
+    #: True: the answer to a recall of all that it had not begun
+    whole: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TasksReleased:
+    """The submitters of these tasks do not want them any more."""
+
+    tasks: Sequence[Task]
+
+
+@dataclass(frozen=True, slots=True)
+class TasksCancelled:
+    """These tasks, and what the same owner made depend on them, shall not be.
+
+    `force` cancels them for all who claim them.
+    """
+
+    tasks: Sequence[Task]
+    reason: str
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TasksKept:
+    """These tasks shall run although nobody waits for them (fire and forget)."""
+
+    tasks: Sequence[Task]
+
+
+@dataclass(frozen=True, slots=True)
+class TasksRetried:
+    """These failed tasks, and the failed ones they stem from, shall run again."""
+
+    tasks: Sequence[Task]
+
+
+@dataclass(frozen=True, slots=True)
+class AllDropped:
+    """Every task is to be forgotten, claimed or not (restart)."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerJoined:
+    """A worker is ready for work."""
+
+    worker: Worker
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLeft:
+    """A worker's process ended; what it was running is blamed, unless it was told to stop."""
+
+    worker: Worker
+    pid: int | None = None
+    exitcode: int | None = None
+    blame: bool = True
+    #: seqs it had begun, where that is known; None: the oldest ones it had not reported
+    begun: Sequence[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlineReached:
+    """Nothing happened until the time that `next_deadline` gave."""
+
+
+Event = (
+    TasksSubmitted
+    | ValuesStored
+    | TasksReported
+    | TasksRecalled
+    | TasksReleased
+    | TasksCancelled
+    | TasksKept
+    | TasksRetried
+    | AllDropped
+    | WorkerJoined
+    | WorkerLeft
+    | DeadlineReached
+)
+
+__all__ = ["Event", "Key", *[cls.__name__ for cls in Event.__args__]]

@@ -1,0 +1,243 @@
+"""What a client knows of each key, and who waits for it: the meeting point of its threads and the scheduler's.
+
+An `Entry` is the scheduler's `Task` with the client's half added, so that a task costs one object. The scheduler's
+half belongs to the scheduler's thread from the moment it is submitted; the client's half is guarded by `Board.lock`.
+"""
+
+from __future__ import annotations
+
+import _thread
+import sys
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ._schedule.records import Group, Options, Task
+
+if TYPE_CHECKING:
+    from ._client import Client
+    from ._future import Future
+
+PENDING = "pending"
+FINISHED = "finished"
+ERROR = "error"
+CANCELLED = "cancelled"
+
+
+class Watcher(Protocol):
+    """Somebody who waits for an entry."""
+
+    def done(self, entry: Entry) -> None:
+        """The entry has ended. Called once, with the board's lock held; must not wait."""
+
+
+class Entry(Task):
+    """One key as its client sees it. All handles (`Future` objects) of the key share it."""
+
+    __slots__ = ("error", "handles", "note", "status", "watchers")
+
+    def __init__(
+        self, key: Any, group: Group, call: Any, dependencies: tuple[Task, ...] = (), options: Options | None = None
+    ) -> None:
+        Task.__init__(self, key, group, call, dependencies, options)
+        #: "pending", "finished", "error" or "cancelled"
+        self.status = PENDING
+        #: how many `Future` objects refer to it; at 0 the client's claim is given up
+        self.handles = 1
+        #: those who wait for its end; None: nobody
+        self.watchers: list[Watcher] | None = None
+        #: the exception it failed with and its remote traceback, once somebody has asked for it
+        self.error: tuple[BaseException, TracebackType | None] | None = None
+        #: why it was cancelled, and what was said about it
+        self.note: tuple[str, str | None] | None = None
+
+    @property
+    def client(self) -> Client:
+        """The client that submitted it."""
+        owner: Any = self.options.owner
+        return owner  # type: ignore[no-any-return]  # the scheduler does not look into its owner
+
+
+class Board:
+    """Turns what the scheduler announces into the status of entries, and wakes those who wait.
+
+    One per engine. `lock` is re-entrant, held for short times only, never while waiting.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        #: what `concurrent.futures` locks when it looks at a future
+        self.condition = threading.Condition(self.lock)
+
+    # -- the scheduler's thread (see `localdist._dispatch._engine.Listener`)
+
+    def ended(self, finished: Sequence[Any], failed: Sequence[Any]) -> None:
+        """Set the status of tasks that have an outcome."""
+        with self.lock:
+            for entry in finished:
+                if entry.status is PENDING:
+                    entry.status = FINISHED
+                    if entry.watchers is not None:
+                        self._tell(entry)
+            for entry in failed:
+                if entry.status is PENDING:
+                    entry.status = ERROR
+                    if entry.watchers is not None:
+                        self._tell(entry)
+
+    def cancelled(self, tasks: Sequence[Any], reason: str) -> None:
+        """Set the status of cancelled tasks."""
+        with self.lock:
+            for entry in tasks:
+                self.cancel_one(entry, reason, None)
+
+    def pending(self, tasks: Sequence[Any]) -> None:
+        """Set the status of failed tasks that run again."""
+        with self.lock:
+            for entry in tasks:
+                if entry.status is ERROR:
+                    entry.status, entry.error = PENDING, None
+
+    def drop_handles(self, tasks: Sequence[Any]) -> list[Task]:
+        """Count a handle less for each; return those that have none left."""
+        gone: list[Task] = []
+        with self.lock:
+            for entry in tasks:
+                entry.handles -= 1
+                if not entry.handles:
+                    entries = entry.options.owner._entries
+                    if entries.get(entry.key) is entry:
+                        del entries[entry.key]
+                    # A handle that was released explicitly may still look at it.
+                    entry.status = CANCELLED
+                    gone.append(entry)
+        return gone
+
+    # -- any thread
+
+    def cancel_one(self, entry: Entry, reason: str, msg: str | None) -> None:
+        """Set one entry to cancelled, with the lock held."""
+        if entry.status is not CANCELLED:
+            entry.status = CANCELLED
+            entry.note = (reason, msg)
+            entry.error = None
+            entries = entry.client._entries
+            if entries.get(entry.key) is entry:
+                del entries[entry.key]
+            if entry.watchers is not None:
+                self._tell(entry)
+
+    @staticmethod
+    def _tell(entry: Entry) -> None:
+        watchers, entry.watchers = entry.watchers, None
+        for watcher in watchers or ():
+            watcher.done(entry)
+
+    def watch(self, entries: Iterable[Entry], watcher: Watcher) -> None:
+        """Let `watcher` hear of the end of each of these; at once of those that have ended."""
+        with self.lock:
+            for entry in entries:
+                if entry.status is not PENDING:
+                    watcher.done(entry)
+                elif entry.watchers is None:
+                    entry.watchers = [watcher]
+                else:
+                    entry.watchers.append(watcher)
+
+    def unwatch(self, entries: Iterable[Entry], watcher: Watcher) -> None:
+        """Let `watcher` hear of these no more."""
+        with self.lock:
+            for entry in entries:
+                if entry.watchers is not None and watcher in entry.watchers:
+                    entry.watchers.remove(watcher)
+
+
+class Latch:
+    """Opens when enough of some entries have ended; one thread waits for it."""
+
+    __slots__ = ("_fail_fast", "_lock", "_missing", "_wanted")
+
+    def __init__(self, count: int, *, wanted: int | None = None, fail_fast: bool = False) -> None:
+        """Open when `wanted` (default: all) of `count` entries have ended, or one of them badly if `fail_fast`."""
+        self._missing = count if wanted is None else min(wanted, count)
+        self._fail_fast = fail_fast
+        self._lock = _thread.allocate_lock()
+        if self._missing > 0:
+            self._lock.acquire()
+
+    def done(self, entry: Entry) -> None:
+        """See `Watcher`."""
+        if self._missing > 0:
+            self._missing -= 1
+            if self._fail_fast and entry.status is not FINISHED:
+                self._missing = 0
+            if not self._missing:
+                self._lock.release()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait up to `timeout` seconds; say whether it is open. Ctrl-C gets through."""
+        if timeout is not None:
+            opened = self._lock.acquire(timeout=max(0.0, min(timeout, threading.TIMEOUT_MAX)))
+        elif sys.platform != "win32":
+            opened = self._lock.acquire()
+        else:
+            # There a lock without a time limit cannot be interrupted.
+            while not self._lock.acquire(timeout=0.2):
+                continue
+            opened = True
+        if opened:
+            self._lock.release()
+        return opened
+
+
+class StandardWaiters(list[Any]):
+    """The waiters that `concurrent.futures.wait` and `as_completed` hang on one of our futures."""
+
+    def __init__(self, future: Future, entry: Entry, board: Board) -> None:
+        super().__init__()
+        self._future = future
+        self._entry = entry
+        self._board = board
+
+    def append(self, waiter: Any) -> None:
+        """Watch the entry while there is a waiter, and no longer: this list keeps the future alive."""
+        super().append(waiter)
+        if len(self) == 1:
+            self._board.watch([self._entry], self)
+
+    def remove(self, waiter: Any) -> None:
+        """Undo `append`."""
+        super().remove(waiter)
+        if not self:
+            self._board.unwatch([self._entry], self)
+
+    def done(self, entry: Entry) -> None:
+        """See `Watcher`."""
+        for waiter in self:
+            if entry.status is CANCELLED:
+                waiter.add_cancelled(self._future)
+            elif entry.status is ERROR:
+                waiter.add_exception(self._future)
+            else:
+                waiter.add_result(self._future)
+
+
+class Callbacks:
+    """A watcher that hands a future to a function, in the client's callback thread."""
+
+    __slots__ = ("_enqueue", "_function", "_future")
+
+    def __init__(
+        self, future: Future, function: Callable[[Future], object], enqueue: Callable[[Callable[[], None]], None]
+    ) -> None:
+        self._future = future
+        self._function = function
+        self._enqueue = enqueue
+
+    def done(self, entry: Entry) -> None:
+        """See `Watcher`."""
+        self._enqueue(self._call)
+
+    def _call(self) -> None:
+        self._function(self._future)

@@ -1,0 +1,152 @@
+"""How a worker turns what it was sent into a call, and what came of the call into a reply."""
+
+from __future__ import annotations
+
+import marshal
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from .._graph import bind, fill
+from .._serialize import blame, dump_error, load_function, pack, qualified_type, unpack
+from .._store._segment import SegmentReader, SegmentWriter, Stored
+from .._wire import INLINE_MAX, Item, Local, ReplyKind
+from ..errors import DeserializationError, LocaldistError, SerializationError
+
+#: First byte of arguments that are plain atoms: a tuple in marshal's format. A pickle begins with 0x80.
+_MARSHALLED = ord("(")
+
+
+class Codec(Protocol):
+    """Both directions, for one kind of worker."""
+
+    def decode(self, item: Any) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        """Return function, arguments and keyword arguments; raise what the task is to fail with."""
+
+    def encode(self, key: Any, result: Any) -> tuple[ReplyKind, Any]:
+        """Return how the result travels; raise what the task is to fail with."""
+
+    def encode_error(self, key: Any, error: BaseException) -> Any:
+        """Return how an exception travels. Never raises."""
+
+
+class LoadedFunction:
+    """A function that the scheduler sent, unpickled when it is first called."""
+
+    __slots__ = ("_keep", "_loaded", "_pickled")
+
+    def __init__(self, pickled: bytes, keep: bool) -> None:
+        self._pickled = pickled
+        self._keep = keep
+        self._loaded: Callable[..., Any] | None = None
+
+    def get(self, key: Any) -> Callable[..., Any]:
+        """Return the function: a fresh copy if it carries state, so that tasks share none."""
+        function = self._loaded
+        if function is None:
+            try:
+                function = load_function(self._pickled)
+            except Exception as e:
+                raise DeserializationError("function", key, f"{type(e).__name__}: {e}") from e
+            if self._keep:
+                self._loaded = function
+        return function
+
+
+class ProcessCodec:
+    """Pickles and segments, for a worker in a process of its own.
+
+    `on_unmapped` is called with a segment's name for every mapping that was granted to this worker and is gone.
+    """
+
+    def __init__(self, writer: SegmentWriter, reader: SegmentReader, on_unmapped: Callable[[str], None]) -> None:
+        self._writer = writer
+        self._reader = reader
+        self._on_unmapped = on_unmapped
+
+    def decode(self, item: Item) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        payload = item.payload
+        function: LoadedFunction = item.function  # type: ignore[assignment]  # ids were resolved on arrival
+        if not item.inputs and payload is not None:
+            if payload[0] == _MARSHALLED:
+                return function.get(item.key), marshal.loads(payload), {}
+            opened: list[list[memoryview]] = []
+            values: list[Any] = []
+        else:
+            opened = self._open(item)
+            values = [self._load(value, views, item.key) for value, views in zip(
+                item.inputs[item.parts :], opened[item.parts :], strict=True
+            )]
+        buffers = [views[0] for views in opened[: item.parts]]
+        stream: bytes | memoryview = buffers.pop(0) if payload is None else payload
+        bind(values)
+        try:
+            args, kwargs = unpack(stream, buffers)
+        except Exception as e:
+            raise DeserializationError("argument", item.key, f"{type(e).__name__}: {e}") from e
+        finally:
+            bind(())
+        return function.get(item.key), args, kwargs
+
+    def _open(self, item: Item) -> list[list[memoryview]]:
+        """Map every stored input; what was granted but cannot be mapped counts as unmapped again."""
+        opened: list[list[memoryview]] = []
+        stored = [value for value in item.inputs if isinstance(value, Stored)]
+        try:
+            for value in item.inputs:
+                if isinstance(value, Stored):
+                    views = self._reader.open(value)
+                    stored.remove(value)
+                    opened.append(views)
+                else:
+                    opened.append([])
+        except OSError:
+            for value in stored:
+                self._on_unmapped(value.name)
+            raise
+        return opened
+
+    @staticmethod
+    def _load(value: Any, views: list[memoryview], key: Any) -> Any:
+        try:
+            return unpack(views[0], views[1:]) if isinstance(value, Stored) else unpack(value)
+        except Exception as e:
+            raise DeserializationError("argument", key, f"{type(e).__name__}: {e}") from e
+
+    def encode(self, key: Any, result: Any) -> tuple[ReplyKind, bytes]:
+        try:
+            stream, buffers = pack(result)
+        except Exception as e:
+            raise SerializationError("result", blame(result), key, f"{type(e).__name__}: {e}") from e
+        if not buffers and len(stream) <= INLINE_MAX:
+            return ReplyKind.INLINE, stream
+        stored = self._writer.write([stream, *buffers], type_name=qualified_type(result))
+        return ReplyKind.STORED, pack(stored)[0]
+
+    def encode_error(self, key: Any, error: BaseException) -> bytes:
+        return dump_error(error, key)
+
+
+class ThreadCodec:
+    """Nothing is copied, for workers that are threads of the client's process."""
+
+    def decode(self, item: Item) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        function, args, kwargs = item.payload  # type: ignore[misc]  # the call itself: nothing is pickled
+        if item.inputs:
+            values = [value.value for value in item.inputs]
+            args, kwargs = fill(args, values), fill(kwargs, values)
+        return function, args, kwargs  # type: ignore[return-value]
+
+    def encode(self, key: Any, result: Any) -> tuple[ReplyKind, Any]:
+        return ReplyKind.INLINE, Local(result)
+
+    def encode_error(self, key: Any, error: BaseException) -> BaseException:
+        return trim_traceback(error)
+
+
+def trim_traceback(error: BaseException) -> BaseException:
+    """Cut localdist's own frames off the beginning of a traceback: they tell the user nothing."""
+    traceback = error.__traceback__
+    own = __package__.split(".", 1)[0]
+    while traceback is not None and str(traceback.tb_frame.f_globals.get("__name__", "")).split(".")[0] == own:
+        traceback = traceback.tb_next
+    return error.with_traceback(traceback) if not isinstance(error, LocaldistError) else error

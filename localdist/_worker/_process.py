@@ -1,0 +1,173 @@
+"""The main function of a worker process: its pipes, its service thread, its end."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+import threading
+import traceback
+from collections import deque
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from .._pipe import FrameReader, FrameWriter
+from .._serialize import dump_error, pack_whole, unpack
+from .._store._segment import Folders, SegmentReader, SegmentWriter, remove_folders
+from .._wire import REPLY, Batch, Control, Item, ReplyKind
+from ._codec import LoadedFunction, ProcessCodec
+from ._context import WorkerHandle
+from ._runner import Runner
+
+#: Bytes of the reply's header that the frame's length counts.
+_HEADER = REPLY.size - 4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a worker process is told when it starts."""
+
+    address: str
+    name: Any
+    slots: int
+    folders: Folders
+    #: pickled function to call first of all, or None
+    initializer: bytes | None = None
+
+
+class PipeChannel:
+    """The worker's side of the task pipe and the reply pipe."""
+
+    def __init__(self, tasks: FrameReader, replies: FrameWriter, writer: SegmentWriter) -> None:
+        self._tasks = tasks
+        self._replies = replies
+        self._segments = writer
+        self._functions: dict[int, LoadedFunction] = {}
+        #: segments whose mapping is gone since the last reply; appended to by finalizers
+        self.unmapped: deque[str] = deque()
+
+    def receive(self, *, block: bool) -> list[Item] | None:
+        if self.unmapped:
+            self._report_unmapped()
+        items: list[Item] = []
+        while not items and (block or self._tasks.ready()):
+            frames = self._tasks.read()
+            if frames is None:
+                return None
+            for body in frames:
+                items += self._unpack(body)
+        return items
+
+    def _unpack(self, body: bytes) -> list[Item]:
+        batch = Batch(*pickle.loads(body))
+        functions = self._functions
+        for number, pickled, keep in batch.functions:
+            functions[number] = LoadedFunction(pickled, keep)
+        # Resolved now: an id may be forgotten by a later message while its tasks still wait.
+        items = [Item(seq, key, functions[f], *rest) for seq, key, f, *rest in batch.items]  # type: ignore[arg-type]
+        for number in batch.forget:
+            del functions[number]
+        self.tidy(batch.recycle, batch.discard)
+        return items
+
+    def tidy(self, recycle: list[str], discard: list[str]) -> None:
+        """Take back segments of this worker that nobody maps any more."""
+        for name in recycle:
+            self._segments.recycle(name)
+        for name in discard:
+            self._segments.discard(name)
+
+    def reply(self, kind: ReplyKind, seq: int, seconds: float, payload: Any) -> None:
+        if payload is None:
+            payload = b""
+        elif type(payload) is not bytes:
+            payload = pickle.dumps(payload, 5)
+        data = REPLY.pack(_HEADER + len(payload), kind, seq, seconds) + payload
+        if self.unmapped:
+            # In front of it: when the reply arrives, what the task had mapped is known to be free.
+            data = self._take_unmapped() + data
+        try:
+            self._replies.write(data)
+        except OSError:
+            os._exit(1)  # nobody is left to report to; the service thread would end this process as well
+
+    def _take_unmapped(self) -> bytes:
+        names = []
+        while self.unmapped:
+            names.append(self.unmapped.popleft())
+        payload = pickle.dumps(names, 5)
+        return REPLY.pack(_HEADER + len(payload), ReplyKind.UNMAPPED, 0, 0.0) + payload
+
+    def _report_unmapped(self) -> None:
+        try:
+            self._replies.write(self._take_unmapped())
+        except OSError:
+            os._exit(1)
+
+
+class Service:
+    """The thread that answers the control pipe while tasks run."""
+
+    def __init__(self, control: FrameReader, channel: PipeChannel, runner: Runner, folders: Folders) -> None:
+        self._control = control
+        self._channel = channel
+        self._runner = runner
+        self._folders = folders
+
+    def serve(self) -> None:
+        """Carry out control messages until the client is gone."""
+        while True:
+            frames = self._control.read()
+            if frames is None:
+                break
+            for body in frames:
+                message = Control(*pickle.loads(body))
+                if message.verb == "recall":
+                    self._channel.reply(ReplyKind.RECALLED, 0, 0.0, (self._runner.recall(), True))
+                elif message.verb == "cancel":
+                    self._runner.cancel(message.detail)
+                elif message.verb == "tidy":
+                    self._channel.tidy(*message.detail)
+                elif message.verb == "run":
+                    threading.Thread(target=self._call, args=message.detail, daemon=True).start()
+                elif message.verb == "stop":
+                    return  # the task pipe ends too; the main thread finishes in order
+        # The client has died without a word: nothing that runs here is wanted any more.
+        remove_folders(self._folders)
+        os._exit(1)
+
+    def _call(self, number: int, pickled: bytes) -> None:
+        """Run a function outside of the task queue, for `Client.run`."""
+        try:
+            function, args, kwargs = unpack(pickled)
+            ok, value = self._runner.call(function, args, kwargs)
+            stream = pack_whole((ok, value if ok else dump_error(value, None)))
+        except Exception as error:  # what cannot be rebuilt or pickled is the caller's affair
+            stream = pack_whole((False, dump_error(error, None)))
+        self._channel.reply(ReplyKind.RAN, number, 0.0, stream)
+
+
+def main(settings: Settings, tasks: Connection, control: Connection, replies: Connection) -> None:
+    """Run a worker until its client closes the task pipe."""
+    # The terminal's Ctrl-C is the client's affair (ruling 23).
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    out = FrameWriter(replies)
+    try:
+        writer = SegmentWriter(settings.folders, settings.address.rsplit("/", 1)[-1])
+        channel = PipeChannel(FrameReader(tasks), out, writer)
+        codec = ProcessCodec(writer, SegmentReader(channel.unmapped.append), channel.unmapped.append)
+        handle = WorkerHandle(settings.address, settings.name, os.getpid(), settings.folders.disk)
+        runner = Runner(channel, codec, handle, settings.slots)
+        if settings.initializer is not None:
+            function, args = unpack(settings.initializer)
+            function(*args)
+    except BaseException:  # whatever it is, the client has to hear of it
+        payload = traceback.format_exc().encode()
+        out.write(REPLY.pack(_HEADER + len(payload), ReplyKind.FAILED_TO_START, 0, 0.0) + payload)
+        sys.exit(1)
+    service = Service(FrameReader(control), channel, runner, settings.folders)
+    threading.Thread(target=service.serve, name="localdist-service", daemon=True).start()
+    channel.reply(ReplyKind.READY, 0, 0.0, None)
+    runner.run()

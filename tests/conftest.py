@@ -1,0 +1,42 @@
+"""What every test gets: the leak guard, and Hypothesis without a clock."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import hypothesis
+import pytest
+
+from localdist.testing import LeakError, Snapshot, find_leaks
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+# No deadline: how long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile("localdist", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("localdist")
+
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note on the test whether it failed, for `no_leaks`."""
+    report = yield
+    if report.when == "call":
+        item.stash[FAILED] = report.failed
+    return report
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves threads, processes, descriptors or segments behind.
+
+    It is set up before, and checked after, all other fixtures of the test's own scope; what fixtures of a wider scope
+    hold is there before and after. A test that kills a worker therefore needs a client of its own.
+    """
+    before = Snapshot.take()
+    yield
+    # The traceback of a failed test keeps its variables alive, and with them whatever they hold.
+    if not request.node.stash.get(FAILED, False) and (leaks := find_leaks(before)):
+        raise LeakError(leaks)
