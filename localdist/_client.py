@@ -27,7 +27,7 @@ from ._inspection import Inspection
 from ._key import ATOMS, Digests, Unstable, call_key, check_key, function_digest, function_name, random_key, token
 from ._schedule.records import DEFAULT_OPTIONS, Group, Lane, Options, Task
 from ._serialize import Function, FunctionTable, qualified_type
-from ._state import CANCELLED, ERROR, FINISHED, PENDING, Board, Entry
+from ._state import CANCELLED, ERROR, FINISHED, PENDING, Board, Entry, collection_paused
 from ._wire import INLINE_MAX
 from .errors import ClosedClientError, SerializationError
 
@@ -268,7 +268,7 @@ class Client(Inspection):
                 if len(payload) <= INLINE_MAX and not self._in_threads:
                     # As `call_key` does it.
                     key = f"{function.name}-{xxh3_128_hexdigest(function.digest + payload)}"
-                    return self._enter(key, function, (function, payload, 0), (), options)
+                    return self._enter(key, function, payload, (), options)
         return self._submit(func, function, args, kwargs, key, pure, options)
 
     def _submit(
@@ -311,7 +311,7 @@ class Client(Inspection):
             if entry is not None:
                 entry.handles += 1
                 return Future(entry)
-            self._entries[key] = entry = Entry(key, group, call, dependencies, options)
+            self._entries[key] = entry = Entry(key, group, function, call, dependencies, options)
             self._transport.submit_one(entry)
         return Future(entry)
 
@@ -421,7 +421,8 @@ class Client(Inspection):
         chunk = max(1, batch_size) if batch_size else _MAP_CHUNK
         if not kwargs and not isinstance(key, (list, tuple)) and not self._in_threads:
             if all(set(map(type, iterable)) <= ATOMS for iterable in iterables):
-                return self._map_plain(func, function, elements, key, pure, options, chunk)
+                with collection_paused():
+                    return self._map_plain(func, function, elements, key, pure, options, chunk)
         return self._map_any(func, function, list(elements), kwargs, key, pure, options)
 
     def _map_plain(
@@ -458,9 +459,9 @@ class Client(Inspection):
                     if entry is None:
                         if len(payload) > INLINE_MAX:
                             call, data = self._transport.encode(function, func, args, {}, ())
-                            entry = Entry(name, group, call, data, options)
+                            entry = Entry(name, group, function, call, data, options)
                         else:
-                            entry = Entry(name, group, (function, payload, 0), (), options)
+                            entry = Entry(name, group, function, payload, (), options)
                         entries[name] = entry
                         new.append(entry)
                         future = Future(entry)
@@ -591,7 +592,7 @@ class Client(Inspection):
         outcome = self._transport.put(value)
         group = self._groups.setdefault(name, Group(name))
         with self._board.lock:
-            entry = Entry(key, group, None, (), self._options)
+            entry = Entry(key, group, None, None, (), self._options)
             entry.outcome = outcome
             entry.status = FINISHED
             entry.note = ("data", repr(digest))

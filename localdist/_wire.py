@@ -32,6 +32,7 @@ class ReplyKind(IntEnum):
     READY = 6  # the worker can take tasks
     FAILED_TO_START = 7  # payload: text; nothing follows
     RAN = 8  # seq: number of the call; payload: pickled (True, value) or (False, dumped error)
+    WARNING = 9  # payload: text for the user
 
 
 class Item(NamedTuple):
@@ -56,9 +57,6 @@ class Batch(NamedTuple):
     functions: list[tuple[int, bytes, bool]]
     #: ids of functions it may throw away
     forget: list[int]
-    #: segments of its own that nobody maps any more: to reuse, and to remove
-    recycle: list[str]
-    discard: list[str]
     items: list[Item]
 
 
@@ -66,7 +64,7 @@ class Control(NamedTuple):
     """A message on the control pipe."""
 
     verb: str
-    #: recall: None or a list of seqs; segments: (recycle, discard); run: (number, pickled call)
+    #: cancel: a list of seqs; tidy: segments to (reuse, remove); run: (number, pickled call)
     detail: Any = None
 
 

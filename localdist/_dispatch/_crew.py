@@ -234,7 +234,10 @@ class Crew:
             return
         started = descendants(p.pid for p in processes)
         for process in processes:
-            process.close_input()
+            if process.ready:
+                process.close_input()
+            else:
+                process.kill()  # it would complain about the end of its pipe, and nobody cares
         deadline = monotonic() + grace
         for process in processes:
             if process.reap(max(0.0, deadline - monotonic())) is None:

@@ -312,6 +312,8 @@ class Engine:
             self._recalled(worker, payload, lines)
         elif kind is ReplyKind.RAN:
             self.crew.ran(worker, seq, payload)
+        elif kind is ReplyKind.WARNING:
+            self.values.warn_once(payload.decode())
         elif kind is ReplyKind.READY:
             self._joined(worker)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -52,6 +53,7 @@ class _Sentinel:
     """A descriptor that can be read when a process has ended."""
 
     def __init__(self, process: Any) -> None:
+        self._process = process
         self._own: int | None = None
         if hasattr(os, "pidfd_open"):
             # Unlike the end of a pipe it is not kept open by children that a task has forked.
@@ -61,6 +63,14 @@ class _Sentinel:
 
     def fileno(self) -> int:
         return self._fd
+
+    def kill(self) -> None:
+        """End the process at once."""
+        with contextlib.suppress(OSError):
+            if self._own is not None:
+                signal.pidfd_send_signal(self._own, signal.SIGKILL)
+            elif self._process.exitcode is None:  # else the number may belong to another process by now
+                os.kill(self._process.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
 
     def close(self) -> None:
         if self._own is not None:
@@ -119,8 +129,8 @@ class ProcessWorker:
         known = self._known
         last = None
         for task in tasks:
-            function: Function
-            function, payload, parts = task.call
+            function: Function = task.function
+            payload = task.call
             number = function.id
             if number != last:
                 last = number
@@ -130,12 +140,14 @@ class ProcessWorker:
                     known[number] = None
                     functions.append((number, function.pickled, function.cacheable))
             if task.dependencies:
+                # A pair: the pickle, or None, and how many of the inputs are parts of it.
+                payload, parts = payload if type(payload) is tuple else (payload, 0)
                 items.append((task.seq, task.key, number, payload, parts, self._inputs(task.dependencies, values)))
             else:
-                items.append((task.seq, task.key, number, payload, parts, ()))
+                items.append((task.seq, task.key, number, payload, 0, ()))
         while len(known) > FUNCTIONS_KEPT + len(functions):
             forget.append(known.popitem(last=False)[0])
-        self.tasks.write(frame(pickle.dumps((functions, forget, (), (), items), 5)))
+        self.tasks.write(frame(pickle.dumps((functions, forget, items), 5)))
 
     def _inputs(self, dependencies: Iterable[Task], values: ValueStore) -> tuple[Any, ...]:
         inputs = tuple([d.outcome for d in dependencies])
@@ -155,8 +167,7 @@ class ProcessWorker:
 
     def kill(self) -> None:
         """End the process at once."""
-        with contextlib.suppress(OSError):
-            self.process.kill()
+        self.sentinel.kill()
 
     def reap(self, timeout: float) -> int | None:
         """Wait up to `timeout` seconds for the process and return its exit code, or None while it lives."""

@@ -7,6 +7,7 @@ while bytes are moved, and none is taken by finalizers.
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pickle import PickleBuffer
@@ -44,9 +45,10 @@ class ValueStore:
         self._wake = wake
         self._lock = threading.Lock()
         self._ledger = Ledger()
-        self._writer = SegmentWriter(folders, CLIENT)
+        self._writer = SegmentWriter(folders, CLIENT, on_spill=self.warn_once)
         self._reader = SegmentReader(self._note_unmapped)
         self._unmapped: deque[str] = deque()
+        self._warned = False
 
     # -- the client's threads ------------------------------------------------------------------------------------
 
@@ -85,11 +87,7 @@ class ValueStore:
         """
         with self._lock:
             self._ledger.mapped(stored.name, CLIENT)
-        try:
-            views = self._reader.open(stored)
-        except OSError:
-            self._note_unmapped(stored.name)
-            raise
+        views = self._reader.open(stored)  # also when it fails, the end of the mapping is noted
         return unpack(views[0], views[1:])
 
     def release(self, stored: Iterable[Stored]) -> None:
@@ -98,6 +96,13 @@ class ValueStore:
         with self._lock:
             for value in stored:
                 self._ledger.released(value.name, now)
+
+    def warn_once(self, text: str) -> None:
+        """Warn that values go to disk; one warning for the client and all its workers."""
+        with self._lock:
+            warned, self._warned = self._warned, True
+        if not warned:
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
 
     # -- the scheduler's thread ----------------------------------------------------------------------------------
 

@@ -81,6 +81,7 @@ class Task:
         "dependencies",
         "dependents",
         "failures",
+        "function",
         "group",
         "key",
         "kept",
@@ -97,6 +98,7 @@ class Task:
         self,
         key: Key,
         group: Group,
+        function: Any,
         call: Any,
         dependencies: tuple[Task, ...] = (),
         options: Options | None = None,
@@ -104,7 +106,9 @@ class Task:
         #: its name; among live tasks that are not twins it is unique
         self.key = key
         self.group = group
-        #: what a worker needs to run it; opaque here; None once it is finished or forgotten
+        #: what a worker is to call; opaque here
+        self.function = function
+        #: with which arguments; opaque here; None once it is finished or forgotten
         self.call = call
         #: tasks whose values it needs, in the order in which its call refers to them; emptied once it is finished or
         #: forgotten. A NEW one with an `outcome` and no claims is data that was made for this task only

@@ -50,8 +50,8 @@ class InProcess(Transport):
 
     def encode(
         self,
-        function: Function,
-        func: Callable[..., Any],
+        function: Function,  # noqa: ARG002  (it travels beside the call)
+        func: Callable[..., Any],  # noqa: ARG002
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         inputs: Sequence[Task],
@@ -60,13 +60,13 @@ class InProcess(Transport):
         if not kwargs and not inputs and all(type(a) in ATOMS for a in args):
             payload = marshal_dumps(args, 2)
             if len(payload) <= INLINE_MAX:
-                return (function, payload, 0), ()
+                return payload, ()
         try:
             stream, buffers = pack((args, dict(kwargs)))
         except Exception as e:
             raise SerializationError("argument", blame((args, kwargs)), None, f"{type(e).__name__}: {e}") from e
         if not buffers and len(stream) <= INLINE_MAX:
-            return (function, stream, 0), tuple(inputs)
+            return stream, tuple(inputs)
         # Each large part is stored by itself, so that equal ones are stored once, whatever they travel with.
         keep = self._engine.values.keep
         stored: list[Stored] = []
@@ -81,12 +81,12 @@ class InProcess(Transport):
             self._engine.values.release(stored)
             raise
         data = [self._data(part) for part in stored]
-        return (function, inline, len(data)), (*data, *inputs)
+        return (inline, len(data)), (*data, *inputs)
 
     @staticmethod
     def _data(stored: Stored) -> Task:
         """Make a task of data that belongs to one call: nobody claims it, no key leads to it."""
-        task = Task(("data", stored.name), _DATA, None, (), DEFAULT_OPTIONS)
+        task = Task(("data", stored.name), _DATA, None, None, (), DEFAULT_OPTIONS)
         task.claims = 0
         task.outcome = stored
         return task

@@ -88,15 +88,14 @@ class ProcessCodec:
         return function.get(item.key), args, kwargs
 
     def _open(self, item: Item) -> list[list[memoryview]]:
-        """Map every stored input; what was granted but cannot be mapped counts as unmapped again."""
+        """Map every stored input; what was granted and is not mapped, because of an error, counts as unmapped."""
         opened: list[list[memoryview]] = []
         stored = [value for value in item.inputs if isinstance(value, Stored)]
         try:
             for value in item.inputs:
                 if isinstance(value, Stored):
-                    views = self._reader.open(value)
-                    stored.remove(value)
-                    opened.append(views)
+                    stored.remove(value)  # from here on the reader tells of its end, even if this fails
+                    opened.append(self._reader.open(value))
                 else:
                     opened.append([])
         except OSError:

@@ -69,7 +69,6 @@ class PipeChannel:
         items = [Item(seq, key, functions[f], *rest) for seq, key, f, *rest in batch.items]  # type: ignore[arg-type]
         for number in batch.forget:
             del functions[number]
-        self.tidy(batch.recycle, batch.discard)
         return items
 
     def tidy(self, recycle: list[str], discard: list[str]) -> None:
@@ -155,7 +154,10 @@ def main(settings: Settings, tasks: Connection, control: Connection, replies: Co
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     out = FrameWriter(replies)
     try:
-        writer = SegmentWriter(settings.folders, settings.address.rsplit("/", 1)[-1])
+        prefix = settings.address.rsplit("/", 1)[-1]
+        writer = SegmentWriter(
+            settings.folders, prefix, on_spill=lambda text: channel.reply(ReplyKind.WARNING, 0, 0.0, text.encode())
+        )
         channel = PipeChannel(FrameReader(tasks), out, writer)
         codec = ProcessCodec(writer, SegmentReader(channel.unmapped.append), channel.unmapped.append)
         handle = WorkerHandle(settings.address, settings.name, os.getpid(), settings.folders.disk)
