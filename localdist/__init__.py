@@ -27,7 +27,7 @@ _HOME = {
     "TaskTimeoutError": "errors",
     "TimeoutError": "_waiting",
     "as_completed": "_waiting",
-    "default_client": "_client",
+    "default_client": "_registry",
     "fire_and_forget": "_waiting",
     "futures_of": "_waiting",
     "get_worker": "_worker._context",
@@ -56,9 +56,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from ._client import Client, default_client
+    from ._client import Client
     from ._cluster import LocalCluster
     from ._future import Future
+    from ._registry import default_client
     from ._waiting import TimeoutError, as_completed, fire_and_forget, futures_of, progress, wait
     from ._worker._context import get_worker
     from .errors import (

@@ -32,7 +32,7 @@ class CallbackThread:
         while (callback := self._queue.get()) is not None:
             try:
                 callback()
-            except Exception:
+            except Exception:  # noqa: BLE001  (user code; what it raises is logged, as promised)
                 _log.exception("a callback of a future failed")
             del callback  # it refers to the future, which must not live until the next one comes
 

@@ -17,6 +17,8 @@ from ._transport._inprocess import InProcess, InThreads
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from typing_extensions import Self
+
     from ._client import Client
     from .abc import Transport
 
@@ -159,15 +161,15 @@ class LocalCluster:
 
     def get_client(self) -> Client:
         """Return a new client of this cluster."""
-        from ._client import Client
+        import localdist
 
-        return Client(self)
+        return localdist.Client(self)
 
     def close(self, timeout: Duration = None) -> None:  # noqa: ARG002
         """End the workers; unfinished futures of all clients become cancelled. May be repeated."""
         self._engine.close()
 
-    def __enter__(self) -> LocalCluster:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

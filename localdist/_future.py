@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ._registry import known_entry
 from ._state import CANCELLED, ERROR, FINISHED, PENDING, Callbacks, Entry, Latch, StandardWaiters
 from .errors import ClosedClientError, FutureCancelledError
 
@@ -61,7 +62,7 @@ def seconds(duration: Duration) -> float | None:
     return float(match[1] or 1) * factor
 
 
-class Future(concurrent.futures.Future):  # type: ignore[type-arg]  # results have any type
+class Future(concurrent.futures.Future[Any]):
     """The result of a task, which may not exist yet.
 
     Made by `Client.submit`, `map` and `scatter`, never by users. While a Future object lives, the task is kept
@@ -82,6 +83,7 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]  # results ha
         # The standard one makes a lock and a list for each; here those who wait bring their own.
         self._entry = entry
         self._released = False
+        self._waiters_list: StandardWaiters | None = None
 
     # -- what it is
 
@@ -261,7 +263,7 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]  # results ha
         # May run in any thread, within any other code: it only appends to a queue.
         entry = self._entry
         if entry is not None and not self._released:
-            entry.options.owner._drop(entry)
+            entry.client._drop(entry)
 
     def __reduce__(self) -> tuple[Callable[[Any], Future], tuple[Any]]:
         return _rebind, (self.key,)
@@ -283,18 +285,16 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]  # results ha
         return "CANCELLED_AND_NOTIFIED" if status is CANCELLED else "FINISHED"
 
     @property
-    def _exception(self) -> BaseException | None:
+    def _exception(self) -> BaseException | None:  # type: ignore[override]
         return self.exception()
 
     @property
     def _waiters(self) -> StandardWaiters:  # type: ignore[override]
         entry = self._bound()
         with entry.client._board.lock:
-            try:
-                return self._waiters_list
-            except AttributeError:
+            if self._waiters_list is None:
                 self._waiters_list = StandardWaiters(self, entry, entry.client._board)
-                return self._waiters_list
+            return self._waiters_list
 
 
 def _cancelled_error(entry: Entry) -> FutureCancelledError:
@@ -304,8 +304,6 @@ def _cancelled_error(entry: Entry) -> FutureCancelledError:
 
 def _rebind(key: Any) -> Future:
     """Rebuild a pickled future: bound to the client of this process that knows the key, or else unbound."""
-    from ._client import known_entry
-
     return Future(known_entry(key))
 
 

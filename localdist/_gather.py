@@ -95,10 +95,7 @@ def _rebuild(value: Any, result: Callable[[Future], Any], *, top: bool = False) 
     if isinstance(value, tuple) and hasattr(kind, "_fields"):
         return kind(*[_rebuild(v, result) for v in value])
     if isinstance(value, dict):
-        rebuilt = {k: _rebuild(v, result) for k, v in value.items()}
-        return rebuilt
+        return {k: _rebuild(v, result) for k, v in value.items()}
     if isinstance(value, list):
         return [_rebuild(v, result) for v in value]
     return value
-
-

@@ -285,6 +285,7 @@ class Callbacks:
 
     def done(self, entry: Entry) -> None:
         """See `Watcher`."""
+        del entry  # the future leads to it
         self._enqueue(self._call)
 
     def _call(self) -> None:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, TimeoutError  # noqa: A004  (on 3.10 not the builtin)
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, TimeoutError
 from concurrent.futures._base import DoneAndNotDoneFutures
 from typing import Any, TextIO
 
@@ -315,5 +315,3 @@ def _draw(out: TextIO, ended: int, total: int, start: float) -> None:
     bar = "#" * int(width * share)
     out.write(f"\r[{bar:<{width}}] | {share:4.0%} completed | {time.monotonic() - start:6.1f} s")
     out.flush()
-
-

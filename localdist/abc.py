@@ -125,7 +125,12 @@ class Transport(ABC):
 
     @abstractmethod
     def run(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], addresses: Iterable[str], wait: bool
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        addresses: Iterable[str],
+        wait: bool,
     ) -> dict[str, tuple[bool, Any]] | None:
         """Call a function in each of these workers, outside of the task queue.
 

@@ -154,7 +154,7 @@ class KilledWorker(LocaldistError):
         return (
             f"task {self.task!r} was running on {self.last_worker} (pid {self.pid}) when that process "
             f"{describe_exit(self.exitcode)}; {self.allowed_failures} such deaths are allowed. "
-            "A segmentation fault in a C extension, os._exit, or the kernel when memory runs out end a process like this"
+            "A segmentation fault in a C extension, os._exit, or the kernel when memory runs out, end a process so"
         )
 
 
@@ -237,10 +237,7 @@ class WorkerStartTimeoutError(LocaldistError, TimeoutError):
         self.timeout = timeout
 
     def __str__(self) -> str:
-        return (
-            f"only {self.available_workers} of {self.expected_workers} workers "
-            f"were running after {self.timeout:g} s"
-        )
+        return f"only {self.available_workers} of {self.expected_workers} workers were running after {self.timeout:g} s"
 
 
 class InternalError(LocaldistError):
@@ -266,5 +263,5 @@ class InvalidTransition(InternalError):
         return f"task {self.key!r} in state {self.start} cannot take {self.event}. Its story:{told or ' none'}"
 
 
-class Reschedule(Exception):  # noqa: N818  (the name is the field's own; it is no error)
+class Reschedule(Exception):
     """Raised inside a task to give the task back: it goes to the queue and runs again, perhaps elsewhere."""

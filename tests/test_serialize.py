@@ -21,7 +21,7 @@ import cloudpickle
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from localdist import _serialize
@@ -84,6 +84,7 @@ def test_values_that_look_like_names(text: str) -> None:
     assert round_trip(value) == value
 
 
+@example([OUT_OF_BAND_MIN - 1, OUT_OF_BAND_MIN])
 @given(st.lists(st.integers(0, 2 * OUT_OF_BAND_MIN), max_size=4))
 def test_large_buffers_leave_the_stream(sizes: list[int]) -> None:
     """Exactly the buffers of at least 32 KiB travel beside the stream, in order."""
@@ -454,6 +455,18 @@ def test_reloaded_module(module_file: pathlib.Path) -> None:
     assert load_function(again.pickled)(1) == 2
 
 
+def test_changed_defaults_of_a_module_function(module_file: pathlib.Path) -> None:
+    """A function that travels by name is described anew when someone gives it other defaults."""
+    table = FunctionTable()
+    f = load(module_file, "def f(x, a=1, *, b=1): return x").f
+    digests = [table.describe(f).digest]
+    f.__defaults__ = (2,)
+    digests.append(table.describe(f).digest)
+    f.__kwdefaults__ = {"b": 2}
+    digests.append(table.describe(f).digest)
+    assert len(set(digests)) == 3
+
+
 def test_replaced_module(module_file: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A function whose module was replaced by another one no longer travels by name."""
     table = FunctionTable()
@@ -477,18 +490,14 @@ def test_receiver_reloads_an_edited_module(module_file: pathlib.Path) -> None:
     table = FunctionTable()
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(module_file.parent)])}
     command = [sys.executable, "-B", "-c", RECEIVER]
+    one, two = (f"def f(x, n={n}): return x + n\ndef g(x): return x + {n}" for n in (1, 2))
     with subprocess.Popen(
         command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as receiver:
         assert receiver.stdin is not None
         assert receiver.stdout is not None
-        for source, result in [
-            ("def f(x): return x + 1", 2),
-            ("def f(x): return x + 2", 3),
-            ("def f(x, n=3): return x + n", 4),
-            ("def f(x): return x + 1", 2),
-        ]:
-            f = load(module_file, source).f
+        for source, name, result in [(one, "f", 2), (two, "f", 3), (one, "f", 2), (two, "g", 3), (one, "f", 2)]:
+            f = getattr(load(module_file, source), name)
             captured = eval("lambda x: f(x)", {"f": f, "__name__": "__main__"})
             sent = [table.describe(func).pickled for func in (f, captured, functools.partial(f))]
             receiver.stdin.write(pack_whole(sent).hex() + "\n")
@@ -534,17 +543,22 @@ def test_functions_are_not_kept_alive(source: str) -> None:
 def test_many_threads_get_one_description() -> None:
     """Threads that ask at once for the same functions get the same descriptions."""
     table = FunctionTable()
-    funcs = [script(f"def f(x): return x + {n}")["f"] for n in range(50)]
+    funcs = [script(f"def f(x): return x + {n}")["f"] for n in range(200)]
     start = threading.Barrier(8)
 
     def ask() -> list[int]:
         start.wait()
         return [table.describe(func).id for func in funcs]
 
-    with ThreadPoolExecutor(8) as pool:
-        answers = [asked.result() for asked in [pool.submit(ask) for _ in range(8)]]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # seconds: threads take turns within a description
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            answers = [asked.result() for asked in [pool.submit(ask) for _ in range(8)]]
+    finally:
+        sys.setswitchinterval(interval)
     assert all(answer == answers[0] for answer in answers)
-    assert len(set(answers[0])) == 50
+    assert len(set(answers[0])) == 200
 
 
 def test_unpicklable_function() -> None:

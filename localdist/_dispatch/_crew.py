@@ -305,5 +305,3 @@ class Call:
     def wait(self) -> None:
         """Wait until every worker has answered or died."""
         self._done.wait()
-
-

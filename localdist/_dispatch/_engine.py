@@ -118,7 +118,7 @@ class Engine:
         def answer() -> None:
             try:
                 box.append((True, function()))
-            except BaseException as e:  # raised again where it belongs, in the caller
+            except BaseException as e:  # noqa: BLE001  # raised again where it belongs, in the caller
                 box.append((False, e))
             done.set()
 
@@ -160,7 +160,7 @@ class Engine:
             while not self._closing.is_set():
                 self._turn()
             self.status = "closing"
-        except BaseException as e:  # our own mistake: nobody may wait for ever because of it
+        except BaseException as e:  # noqa: BLE001  # our own mistake: nobody may wait for ever because of it
             self._collapse(e)
         finally:
             self._finish()
@@ -197,20 +197,19 @@ class Engine:
     def handle(self, event: events.Event) -> None:
         """Give the core an event and perform what it asks for."""
         for action in self.core.handle(event, monotonic()):
-            kind = type(action)
-            if kind is actions.Dispatch:
+            if isinstance(action, actions.Dispatch):
                 worker = self._handles[action.worker.address]
                 worker.send(action.tasks, self.values)
                 self._watch(worker)
-            elif kind is actions.Announce:
+            elif isinstance(action, actions.Announce):
                 self.listener.ended(action.finished, action.failed)
-            elif kind is actions.Drop:
+            elif isinstance(action, actions.Drop):
                 self.values.release([o for o in action.outcomes if type(o) is Stored])
-            elif kind is actions.Recall:
+            elif isinstance(action, actions.Recall):
                 worker = self._handles[action.worker.address]
                 worker.command("recall" if action.seqs is None else "cancel", action.seqs)
                 self._watch(worker)
-            elif kind is actions.AnnounceCancelled:
+            elif isinstance(action, actions.AnnounceCancelled):
                 self.listener.cancelled(action.tasks, action.reason)
             else:
                 self.listener.pending(action.tasks)
@@ -418,7 +417,7 @@ class Engine:
         """Give the core a last event, although it may be the core that has failed."""
         try:
             self.handle(event)
-        except Exception:
+        except Exception:  # noqa: BLE001  (our own mistake; nobody may wait for ever because of it)
             traceback.print_exc()
             self.listener.cancelled(list(self.core.tasks.values()), "internal error")
 

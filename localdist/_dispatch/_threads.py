@@ -48,10 +48,7 @@ class ThreadWorker:
     def send(self, tasks: Sequence[Task], _values: Any) -> None:
         """Hand over tasks."""
         self._arrived.put(
-            [
-                Item(task.seq, task.key, 0, task.call, 0, tuple([d.outcome for d in task.dependencies]))
-                for task in tasks
-            ]
+            [Item(task.seq, task.key, 0, task.call, 0, tuple([d.outcome for d in task.dependencies])) for task in tasks]
         )
 
     def command(self, verb: str, detail: Any = None) -> None:
@@ -69,5 +66,3 @@ class ThreadWorker:
         """Wait up to `timeout` seconds for the threads; say whether they have ended."""
         self._thread.join(timeout)
         return not self._thread.is_alive()
-
-

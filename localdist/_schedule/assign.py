@@ -265,4 +265,3 @@ class Assignment:
     @staticmethod
     def _affords(worker: Worker, lane: Lane | None) -> bool:
         return lane is None or all(worker.free.get(name, 0) >= amount for name, amount in lane.resources)
-

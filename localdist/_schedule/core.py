@@ -1,4 +1,4 @@
-"""SCHEDULE: the state machine that decides which task runs where and when.
+r"""SCHEDULE: the state machine that decides which task runs where and when.
 
 Rules of this file:
 
@@ -13,7 +13,7 @@ Rules of this file:
 How a task lives::
 
     NEW -> WAITING -> READY -> PROCESSING -> FINISHED -> FORGOTTEN
-               \\________\\________/   \\-----> ERRED ----/
+               \________\________/   \-----> ERRED ----/
                     (gives back, retry)
 
 A task is wanted while it has claims (its submitter's future, twins, fire-and-forget) or a dependent that still has
@@ -108,7 +108,9 @@ class Scheduler:
             out.append(actions.Announce(self._finished, self._failed))
             self._finished, self._failed = [], []
         if self._cancelled:
-            reason = event.reason if isinstance(event, events.TasksCancelled | events.AllDropped) else "lost dependencies"
+            reason = (
+                event.reason if isinstance(event, events.TasksCancelled | events.AllDropped) else "lost dependencies"
+            )
             out.append(actions.AnnounceCancelled(self._cancelled, reason))
             self._cancelled = []
         return out

@@ -38,9 +38,6 @@ class InProcess(Transport):
         self._engine = engine
         self._owns = owns
         self.address = engine.crew.address
-        self.submit_one = engine.post  # type: ignore[method-assign]  # the hot path: one call less
-        post = engine.post
-        self.drop = lambda task: post((task,))  # type: ignore[method-assign]
 
     @property
     def status(self) -> str:
@@ -75,8 +72,8 @@ class InProcess(Transport):
             if len(stream) > INLINE_MAX:
                 stored.append(keep([stream], None))
                 inline = None
-            for buffer in buffers:
-                stored.append(keep([buffer], digests.find(buffer) if digests is not None else None))
+            for buffer in buffers:  # one by one: what was stored before an error is released
+                stored.append(keep([buffer], digests.find(buffer) if digests is not None else None))  # noqa: PERF401
         except BaseException:
             self._engine.values.release(stored)
             raise
@@ -163,7 +160,12 @@ class InProcess(Transport):
         self._engine.crew.wait_for(count, timeout)
 
     def run(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], addresses: Iterable[str], wait: bool
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        addresses: Iterable[str],
+        wait: bool,
     ) -> dict[str, tuple[bool, Any]] | None:
         try:
             pickled = pack_whole((func, args, kwargs))
@@ -227,7 +229,12 @@ class InThreads(InProcess):
         return type(outcome.value)
 
     def run(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], addresses: Iterable[str], wait: bool
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        addresses: Iterable[str],
+        wait: bool,
     ) -> dict[str, tuple[bool, Any]] | None:
         workers = self._engine.call(lambda: {w.record.address: w for w in self._engine.crew.workers})
         chosen = [workers[a] for a in addresses if a in workers]
@@ -243,5 +250,3 @@ class InThreads(InProcess):
             return None
         thread.join()
         return answers
-
-

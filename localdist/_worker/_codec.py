@@ -73,9 +73,10 @@ class ProcessCodec:
             values: list[Any] = []
         else:
             opened = self._open(item)
-            values = [self._load(value, views, item.key) for value, views in zip(
-                item.inputs[item.parts :], opened[item.parts :], strict=True
-            )]
+            values = [
+                self._load(value, views, item.key)
+                for value, views in zip(item.inputs[item.parts :], opened[item.parts :], strict=True)
+            ]
         buffers = [views[0] for views in opened[: item.parts]]
         stream: bytes | memoryview = buffers.pop(0) if payload is None else payload
         bind(values)
@@ -135,10 +136,10 @@ class ThreadCodec:
             args, kwargs = fill(args, values), fill(kwargs, values)
         return function, args, kwargs  # type: ignore[return-value]
 
-    def encode(self, key: Any, result: Any) -> tuple[ReplyKind, Any]:
+    def encode(self, key: Any, result: Any) -> tuple[ReplyKind, Any]:  # noqa: ARG002  (nothing can fail)
         return ReplyKind.INLINE, Local(result)
 
-    def encode_error(self, key: Any, error: BaseException) -> BaseException:
+    def encode_error(self, key: Any, error: BaseException) -> BaseException:  # noqa: ARG002
         return trim_traceback(error)
 
 

@@ -143,7 +143,7 @@ class Service:
             function, args, kwargs = unpack(pickled)
             ok, value = self._runner.call(function, args, kwargs)
             stream = pack_whole((ok, value if ok else dump_error(value, None)))
-        except Exception as error:  # what cannot be rebuilt or pickled is the caller's affair
+        except Exception as error:  # noqa: BLE001  (what cannot be rebuilt or pickled is the caller's affair)
             stream = pack_whole((False, dump_error(error, None)))
         self._channel.reply(ReplyKind.RAN, number, 0.0, stream)
 
@@ -165,7 +165,7 @@ def main(settings: Settings, tasks: Connection, control: Connection, replies: Co
         if settings.initializer is not None:
             function, args = unpack(settings.initializer)
             function(*args)
-    except BaseException:  # whatever it is, the client has to hear of it
+    except BaseException:  # noqa: BLE001  (whatever it is, the client has to hear of it)
         payload = traceback.format_exc().encode()
         out.write(REPLY.pack(_HEADER + len(payload), ReplyKind.FAILED_TO_START, 0, 0.0) + payload)
         sys.exit(1)

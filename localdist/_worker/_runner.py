@@ -83,8 +83,8 @@ class Runner:
             try:
                 return self.queue.popleft()
             except IndexError:
-                pass  # empty: this slot becomes the one that reads
-            with self._reading:
+                pass
+            with self._reading:  # the queue was empty: this slot becomes the one that reads
                 if self.queue:
                     continue
                 if self._ended:
@@ -114,19 +114,18 @@ class Runner:
         current.key = key = item.key
         start = perf_counter()
         try:
-            function, args, kwargs = self.codec.decode(item)
-            result = function(*args, **kwargs)
-            del function, args, kwargs
-            kind, payload = self.codec.encode(key, result)
-            del result
+            kind, payload = self._attempt(item)
         except Reschedule:
             kind, payload = ReplyKind.RESCHEDULED, None
-        except BaseException as error:  # SystemExit and KeyboardInterrupt too are the task's own (ruling 16)
+        except BaseException as error:  # noqa: BLE001  (SystemExit and KeyboardInterrupt too are the task's own)
             kind, payload = ReplyKind.ERROR, self.codec.encode_error(key, error)
-            # The traceback refers to this frame, and so to the arguments.
-            function = args = kwargs = result = None  # type: ignore[assignment]
         current.key = None
         self.channel.reply(kind, item.seq, perf_counter() - start, payload)
+
+    def _attempt(self, item: Item) -> tuple[ReplyKind, Any]:
+        """Run one task; its function, arguments and result live no longer than this call."""
+        function, args, kwargs = self.codec.decode(item)
+        return self.codec.encode(item.key, function(*args, **kwargs))
 
     def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, Any]:
         """Call a function in this worker, outside of its slots; return True and its value, or False and its error."""
@@ -135,7 +134,7 @@ class Runner:
             if "dask_worker" in _parameters(function):
                 kwargs = {**kwargs, "dask_worker": self.handle}
             return True, _complete(function(*args, **kwargs))
-        except BaseException as error:  # it belongs to the caller, whatever it is
+        except BaseException as error:  # noqa: BLE001  (it belongs to the caller, whatever it is)
             return False, error
         finally:
             current.runner = None

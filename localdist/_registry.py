@@ -1,0 +1,55 @@
+"""Which clients there are in this process, and which one is current."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._client import Client
+    from ._state import Entry
+
+#: the client of ``with client:`` or `Client.as_current`, per thread and asyncio task
+current: ContextVar[Client | None] = ContextVar("localdist-client", default=None)
+#: living clients that may become the default, the newest last
+defaults: list[weakref.ref[Client]] = []
+#: every client that was not closed
+clients: weakref.WeakSet[Client] = weakref.WeakSet()
+
+
+def default_client(c: Client | None = None) -> Client:
+    """Return `c`; or else the current client of this context; or else the newest living default client.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if c is not None:
+        return c
+    client = current.get()
+    if client is not None:
+        return client
+    for ref in reversed(defaults):
+        client = ref()
+        if client is not None and not client._closed:
+            return client
+    raise ValueError("no client found: create one with Client()")
+
+
+def known_entry(key: Any) -> Entry | None:
+    """Return the entry for a key that was unpickled, with a handle more, or None: for `Future`'s unpickling."""
+    try:
+        client = default_client()
+    except ValueError:
+        return None
+    with client._board.lock:
+        entry = client._entries.get(key)
+        if entry is not None:
+            entry.handles += 1
+        return entry
+
+
+if hasattr(os, "register_at_fork"):
+    # A forked child has none of the threads that a client needs.
+    os.register_at_fork(after_in_child=defaults.clear)
