@@ -34,21 +34,32 @@ class FrameReader:
         self.connection = connection
         self._fd = connection.fileno()
         self._raw = raw
-        self._rest = b""
+        #: the beginning of a frame that is not complete, and how many bytes it needs at least
+        self._parts: list[bytes] = []
+        self._missing = 0
 
     def fileno(self) -> int:
         return self._fd
 
     def read(self) -> list[bytes] | None:
-        """Wait for data and return the frames that are complete, perhaps none; None at the end of the pipe."""
+        """Wait for data and return the frames that are complete, perhaps none; None at the end of the pipe.
+
+        It waits at most once, so that it never does after `ready`: who writes may die, or stop, in the middle of a frame.
+        """
         try:
             data = os.read(self._fd, _CHUNK) if self._raw else self.connection.recv_bytes()
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):  # the second: in the middle of a message
             return None
         if not data:
             return None
-        if self._rest:
-            data = self._rest + data
+        if self._parts:
+            # Joined once, when there is enough: the cost stays linear in the size of a frame.
+            self._parts.append(data)
+            self._missing -= len(data)
+            if self._missing > 0:
+                return []
+            data = b"".join(self._parts)
+            self._parts = []
         frames = []
         start, end = 0, len(data)
         while end - start >= 4:
@@ -57,21 +68,10 @@ class FrameReader:
                 break
             frames.append(data[start + 4 : stop])
             start = stop
-        self._rest = data[start:]
-        if not frames and stop - end > _CHUNK:
-            self._fill(stop - start)
+        if start < end:
+            self._parts = [data[start:]]
+            self._missing = stop - end if end - start >= 4 else 4 - (end - start)
         return frames
-
-    def _fill(self, size: int) -> None:
-        """Read most of a long frame in place, so that its cost stays linear in its size."""
-        parts, have = [self._rest], len(self._rest)
-        while size - have > _CHUNK:
-            more = os.read(self._fd, size - have) if self._raw else self.connection.recv_bytes()
-            if not more:
-                break
-            parts.append(more)
-            have += len(more)
-        self._rest = b"".join(parts)
 
     def ready(self) -> bool:
         """Say whether `read` would return at once."""
@@ -118,10 +118,10 @@ class PatientWriter:
     def __init__(self, connection: Connection, *, raw: bool = RAW) -> None:
         self.connection = connection
         self._fd = connection.fileno()
-        self._pending: deque[bytes | memoryview] = deque()
+        #: None (without `raw` only): nothing will follow
+        self._pending: deque[bytes | memoryview | None] = deque()
         self._thread: threading.Thread | None = None
         self._more = threading.Semaphore(0)
-        self._closed = False
         if raw:
             os.set_blocking(self._fd, False)
         else:
@@ -153,6 +153,7 @@ class PatientWriter:
         try:
             while pending:
                 data = pending[0]
+                assert data is not None
                 written = os.write(self._fd, data)
                 if written == len(data):
                     pending.popleft()
@@ -166,19 +167,22 @@ class PatientWriter:
     def _send_all(self) -> None:
         while True:
             self._more.acquire()
-            if self._closed:
+            data = self._pending.popleft()
+            if data is None:
                 return
             try:
-                self.connection.send_bytes(self._pending.popleft())
+                self.connection.send_bytes(data)
             except OSError:
                 return
 
     def close(self) -> None:
-        """Close the pipe, after what was written (unless its reader does not read)."""
+        """Close the pipe, after what was written (unless its reader does not read). Take it off its poller before."""
         if self._thread is not None:
-            self._closed = True
+            self._pending.append(None)
             self._more.release()
             self._thread.join(1)
+        else:
+            self._pending.clear()  # the number of the descriptor will belong to somebody else
         self.connection.close()
 
 
@@ -236,8 +240,9 @@ class Poller:
         """
         readable, writeable = [], []
         if self._poll is None:
-            connections = [connection for _, connection in self._readers.values()]
-            ready_fds = [c.fileno() for c in wait(connections, timeout)]  # type: ignore[union-attr]  # all are connections
+            # Windows tells connections, which it reads from, from handles of processes, which are plain numbers.
+            watched = [c if hasattr(c, "recv_bytes") else fd for fd, (_, c) in self._readers.items()]
+            ready_fds = [c if isinstance(c, int) else c.fileno() for c in wait(watched, timeout)]
         else:
             ready_fds = []
             for fd, _ in self._poll.poll(None if timeout is None else max(0.0, timeout * 1000)):

@@ -405,12 +405,22 @@ def dump_error(exc: BaseException, key: object, skip_frames_in: tuple[str, ...] 
     An exception that does not survive pickling becomes ``Exception(repr(original))`` with a note; one whose text
     is longer than `TEXT_LIMIT` becomes one of the same class with a shorter text.
 
+    Never raises, whatever the exception's own code does.
+
     Args:
         exc: the exception, as it was caught.
         key: key of the task, for the note.
         skip_frames_in: names of modules and packages whose frames are left out, besides localdist's own.
     """
-    skip = ("localdist", *skip_frames_in)
+    try:
+        return _dump_chain(exc, key, ("localdist", *skip_frames_in))
+    except BaseException as error:  # noqa: BLE001  # its notes, or its members, may be anything
+        why = f"it cannot be described: {qualified_type(error)}"
+        stand_in = _stand_in(f"<{qualified_type(exc)}>", [f"task {key!r} raised it, and {why}"])
+        return dumps([(dumps(stand_in, 5), str(stand_in), [], (None, None, False), [])], 5)
+
+
+def _dump_chain(exc: BaseException, key: object, skip: tuple[str, ...]) -> bytes:
     found, numbers = [exc], {id(exc): 0}
 
     def number(other: BaseException | None) -> int | None:
@@ -464,7 +474,7 @@ def _error_stream(exc: BaseException, key: object) -> bytes:
         if type(loaded) is type(sendable):
             return stream
         why = f"it comes back as {qualified_type(loaded)}"
-    except Exception as error:  # noqa: BLE001  # it is the exception's own code, and may raise anything
+    except BaseException as error:  # noqa: BLE001  # it is the exception's own code, and may raise anything
         why = _safe_text(repr, error)
     note = f"task {key!r} raised {qualified_type(exc)}, which cannot be pickled and rebuilt: {why}"
     return dumps(_stand_in(_safe_text(repr, exc), [*getattr(exc, "__notes__", ()), note]), 5)
@@ -490,7 +500,7 @@ def _stand_in(text: str, notes: list[object]) -> Exception:
 def _safe_text(convert: Callable[[Any], str], exc: BaseException) -> str:
     try:
         return _cut(convert(exc))
-    except Exception:  # noqa: BLE001  # it is the exception's own code, and may raise anything
+    except BaseException:  # noqa: BLE001  # it is the exception's own code, and may raise anything
         return f"<{qualified_type(exc)}, which cannot show itself>"
 
 

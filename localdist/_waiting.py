@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import sys
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, TimeoutError
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED
 from concurrent.futures._base import DoneAndNotDoneFutures
 from typing import Any, TextIO
 
@@ -16,6 +17,9 @@ from ._graph import futures_in
 from ._serialize import qualified_type
 from ._state import CANCELLED, ERROR, PENDING, Entry, Latch
 from .errors import FuturesCancelledError
+
+#: Not the builtin on Python 3.10.
+TimeoutError = concurrent.futures.TimeoutError
 
 
 def futures_of(o: Any, client: Any = None) -> list[Future]:
@@ -78,9 +82,10 @@ def wait(fs: Any, timeout: Duration = None, return_when: str = ALL_COMPLETED) ->
     pending = [entry for entry in entries if entry.status is PENDING]
     if pending and (return_when == ALL_COMPLETED or len(pending) == len(entries)):
         _wait_for(futures, pending, timeout, None if return_when == ALL_COMPLETED else 1)
-    done = {f for f in futures if f._bound().status is not PENDING}
-    _refuse_cancelled(done)
-    return DoneAndNotDoneFutures(done, set(futures) - done)
+    done: set[concurrent.futures.Future[Any]] = {f for f in futures if f._bound().status is not PENDING}
+    _refuse_cancelled(futures)
+    not_done: set[concurrent.futures.Future[Any]] = {f for f in futures if f not in done}
+    return DoneAndNotDoneFutures(done, not_done)
 
 
 def _wait_for(futures: list[Future], pending: list[Entry], timeout: Duration, wanted: int | None) -> None:

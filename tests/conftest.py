@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
+from localdist import Client
 from localdist.testing import LeakError, Snapshot, find_leaks
+from tests.support import Gate
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -40,3 +42,27 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     # The traceback of a failed test keeps its variables alive, and with them whatever they hold.
     if not request.node.stash.get(FAILED, False) and (leaks := find_leaks(before)):
         raise LeakError(leaks)
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    """Give a client of two worker processes that the tests of a module share; they leave nothing running in it."""
+    client = Client(n_workers=2, threads_per_worker=1)
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def threads() -> Iterator[Client]:
+    """Give a client whose workers are threads, which the tests of a module share."""
+    client = Client(processes=False, n_workers=2, threads_per_worker=1)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    """Give a gate that holds tasks up until the test opens it."""
+    gate = Gate()
+    yield gate
+    gate.close()

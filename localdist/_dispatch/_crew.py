@@ -47,6 +47,9 @@ class Crew:
         #: where this pool is; its workers' addresses begin with it
         self.address = f"local://{os.getpid()}-{next(_pool_numbers)}"
         self._failed_starts = 0
+        self._any_started = False
+        #: True when `keep_up` or `take_joined_threads` has something to do
+        self.changed = False
         #: why no worker can start, once it is known
         self.broken: BaseException | None = None
         self._changed = threading.Condition()
@@ -67,6 +70,7 @@ class Crew:
 
     def keep_up(self, _now: float) -> None:
         """Start the workers that are missing."""
+        self.changed = bool(self._new_threads)
         if self.broken is not None or len(self.workers) >= len(self._names):
             return
         present = {worker.record.name for worker in self.workers}
@@ -84,24 +88,23 @@ class Crew:
             thread = ThreadWorker(record, self._values.folders.disk, self._post)
             self.workers.append(thread)
             self._new_threads.append(thread)
+            self.changed = True
             return
-        told = WorkerSettings(address, name, record.slots, self._values.folders, settings.initializer)
+        told = WorkerSettings(address, name, record.slots, self._values.folders, settings.initializer is not None)
         try:
-            process = ProcessWorker(record, told, self._environment)
+            process = ProcessWorker(record, told, self._environment, settings.initializer)
         except OSError as e:
             self.fail(WorkerStartError(None, f"{type(e).__name__}: {e}"))
             return
         self.workers.append(process)
         process.watch(self._poller)
+        if process.tasks.blocked:  # by a long initializer
+            self._poller.watch_writeable(process.tasks, process.tasks)
 
     def take_joined_threads(self) -> list[ThreadWorker]:
         """Return thread workers that were started since the last call; they are ready at once."""
         new, self._new_threads = self._new_threads, []
         return new
-
-    def next_deadline(self) -> float | None:
-        """Say when `keep_up` is due although nothing happens: at once when it has never run."""
-        return 0.0 if self._new_threads else None
 
     # -- coming and going
 
@@ -112,13 +115,15 @@ class Crew:
     def joined(self, _worker: ProcessWorker | ThreadWorker) -> None:
         """Take note that a worker can take tasks."""
         self._failed_starts = 0
+        self._any_started = True
         with self._changed:
             self._ready += 1
             self._changed.notify_all()
 
-    def left(self, worker: ProcessWorker, exitcode: int | None) -> None:
-        """Take note that a worker has ended."""
+    def left(self, worker: ProcessWorker) -> None:
+        """Take note that a worker has ended, and was reaped."""
         self.workers.remove(worker)
+        self.changed = True
         worker.forget(self._poller)
         for call in list(self._calls.values()):
             call.lost(worker.record.address)
@@ -128,8 +133,8 @@ class Crew:
                 self._changed.notify_all()
             return
         self._failed_starts += 1
-        if worker.complaint or self._failed_starts >= START_ATTEMPTS or not self._ready:
-            self.fail(WorkerStartError(exitcode, worker.complaint or startup_complaint(self._environment)))
+        if worker.complaint or self._failed_starts >= START_ATTEMPTS or not self._any_started:
+            self.fail(WorkerStartError(worker.exitcode, worker.complaint or startup_complaint(self._environment)))
 
     def fail(self, error: BaseException) -> None:
         """Start no more workers, because of this."""
@@ -235,16 +240,16 @@ class Crew:
         started = descendants(p.pid for p in processes)
         for process in processes:
             if process.ready:
-                process.close_input()
+                process.close_input(self._poller)
             else:
                 process.kill()  # it would complain about the end of its pipe, and nobody cares
         deadline = monotonic() + grace
         for process in processes:
-            if process.reap(max(0.0, deadline - monotonic())) is None:
+            if not process.reap(max(0.0, deadline - monotonic())):
                 started += descendants([process.pid])
                 process.kill()
         for process in processes:
-            if process.reap(5.0) is None:
+            if not process.reap(5.0):
                 raise InternalError(f"worker process {process.pid} cannot be ended")
         end_all(started)
 

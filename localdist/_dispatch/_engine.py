@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from .._pipe import Poller
 from .._schedule import actions, events
 from .._schedule.core import Scheduler
-from .._schedule.records import Ending, ReportLine, Task
+from .._schedule.records import Ending, ReportLine, State, Task
 from .._store._segment import Stored, make_folder
 from .._wire import REPLY, ReplyKind
 from ..errors import ClosedClientError, InternalError, WorkerStartError
@@ -35,6 +35,8 @@ from ._values import ValueStore
 
 _HEAD = Struct(REPLY.format.replace("I", "", 1))  # the length is taken off by the reader
 _HEAD_SIZE = _HEAD.size
+#: After it has done something the thread sleeps this long at most, in seconds, and then for as long as nothing happens.
+LINGER = 0.01
 #: Items of the inbox that are dealt with before the workers' replies are looked at again.
 _INBOX_CHUNK = 10_000
 
@@ -80,6 +82,8 @@ class Engine:
         self.core = Scheduler(allowed_failures=settings.allowed_failures)
         self._inbox: deque[Any] = deque()
         self._asleep = False
+        #: asleep for `LINGER` at most; and whether to sleep so, because something has just happened
+        self._drowsy = self._lingering = False
         self._poller = Poller()
         self.values = ValueStore(make_folder(), self.wake)
         self.crew = Crew(settings, self.values, self._poller, self._post_thread_reply)
@@ -95,6 +99,16 @@ class Engine:
         """Put something into the inbox: a task, a 1-tuple of a task whose handle was dropped, an event, a callable."""
         self._inbox.append(item)
         if self._asleep:
+            self._asleep = False
+            self._poller.wake()
+
+    def drop(self, task: Task) -> None:
+        """Take note that a handle of a task is gone. Takes no lock: finalizers call it.
+
+        A small result that is not wanted any more is no reason to wake the thread if it looks around soon anyway.
+        """
+        self._inbox.append((task,))
+        if self._asleep and not (self._drowsy and type(task.outcome) is bytes):
             self._asleep = False
             self._poller.wake()
 
@@ -123,9 +137,12 @@ class Engine:
             done.set()
 
         self.post(answer)
-        while not done.wait(1.0):
-            if not self._thread.is_alive() and not done.is_set():
-                raise ClosedClientError("the client is closed")
+        if self._closing.is_set():
+            self._thread.join()  # it answers what came in time
+        while self._thread.is_alive() and not done.wait(1.0):
+            continue
+        if not box:
+            raise ClosedClientError("the client is closed")
         ok, result = box[0]
         if not ok:
             raise result
@@ -157,6 +174,7 @@ class Engine:
     def _main(self) -> None:
         try:
             self.crew.start()
+            self._crew_changes(monotonic())
             while not self._closing.is_set():
                 self._turn()
             self.status = "closing"
@@ -168,13 +186,16 @@ class Engine:
     def _turn(self) -> None:
         """Sleep until there is something to do, and do it."""
         deadline = self._next_deadline()
+        timeout = None if deadline is None else max(0.0, deadline - monotonic())
+        if self._lingering and (timeout is None or timeout > LINGER):
+            timeout = LINGER
+            self._drowsy = True
         self._asleep = True
         if self._inbox or self._closing.is_set() or self.values.unsettled:
-            timeout: float | None = 0.0
-        else:
-            timeout = None if deadline is None else max(0.0, deadline - monotonic())
+            timeout = 0.0
         readable, writeable = self._poller.wait(timeout)
-        self._asleep = False
+        self._asleep = self._drowsy = False
+        self._lingering = bool(readable or self._inbox)
         for writer in writeable:
             self._flush(writer)
         for worker, ended in readable:
@@ -184,15 +205,19 @@ class Engine:
                 self._read(worker)
         if self._inbox:
             self._drain()
-        now = monotonic()
-        if deadline is not None and now >= deadline:
+        if deadline is not None and monotonic() >= deadline:
             self.handle(events.DeadlineReached())
-        self._settle(now)
-        self._crew_changes(now)
+            self.values.unsettled = True
+        if self.values.unsettled:
+            self._settle(monotonic())
+        if self.crew.changed or self.crew.broken is not None:
+            self._crew_changes(monotonic())
 
     def _next_deadline(self) -> float | None:
-        times = [self.core.next_deadline(), self.values.next_deadline(), self.crew.next_deadline()]
-        return min([t for t in times if t is not None], default=None)
+        core, values = self.core.next_deadline(), self.values.next_deadline()
+        if core is None or values is None:
+            return values if core is None else core
+        return min(core, values)
 
     def handle(self, event: events.Event) -> None:
         """Give the core an event and perform what it asks for."""
@@ -204,7 +229,9 @@ class Engine:
             elif isinstance(action, actions.Announce):
                 self.listener.ended(action.finished, action.failed)
             elif isinstance(action, actions.Drop):
-                self.values.release([o for o in action.outcomes if type(o) is Stored])
+                stored = [o for o in action.outcomes if type(o) is Stored]
+                if stored:
+                    self.values.release(stored)
             elif isinstance(action, actions.Recall):
                 worker = self._handles[action.worker.address]
                 worker.command("recall" if action.seqs is None else "cancel", action.seqs)
@@ -351,8 +378,10 @@ class Engine:
         for worker in self.crew.take_joined_threads():
             self._joined(worker)
         self.crew.keep_up(now)
-        if self.crew.broken is not None and self.core.tasks and not self._handles:
-            self.handle(events.AllDropped(f"no worker can start: {self.crew.broken}"))
+        if self.crew.broken is not None and not self._handles and self.core.assignment.ready_count():
+            # Those that wait depend on those that are ready. What has finished stays usable.
+            unfinished = [t for t in self.core.tasks.values() if t.state in (State.READY, State.WAITING)]
+            self.handle(events.TasksCancelled(unfinished, f"no worker can start: {self.crew.broken}", force=True))
 
     def _worker_ended(self, worker: ProcessWorker) -> None:
         """Take note of the end of a process, after everything it wrote."""
@@ -363,14 +392,13 @@ class Engine:
             if frames_left is None:
                 break
             self._take_rest(worker, frames_left)
-        exitcode = worker.reap(1.0)
-        if exitcode is None:
+        if not worker.reap(1.0):
             worker.kill()
-            exitcode = worker.reap(5.0)
-        pid = worker.pid
-        self.crew.left(worker, exitcode)
+            worker.reap(5.0)
+        self.crew.left(worker)
         if self._handles.pop(worker.record.address, None) is not None:
-            self.handle(events.WorkerLeft(worker.record, pid, exitcode, blame=not self._closing.is_set()))
+            blame = not self._closing.is_set()
+            self.handle(events.WorkerLeft(worker.record, worker.pid, worker.exitcode, blame=blame))
         self.values.gone(worker.record.address)
 
     def _take_rest(self, worker: ProcessWorker, frames: list[bytes]) -> None:

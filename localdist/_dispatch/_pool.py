@@ -10,9 +10,9 @@ import subprocess
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 from .._pipe import FrameReader, PatientWriter, Poller, frame
@@ -72,16 +72,42 @@ class _Sentinel:
             elif self._process.exitcode is None:  # else the number may belong to another process by now
                 os.kill(self._process.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
 
+    def wait(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds for the end of the process; say whether it has come."""
+        return bool(wait([self._fd], timeout))
+
     def close(self) -> None:
         if self._own is not None:
             os.close(self._own)
             self._own = None
 
 
-class ProcessWorker:
-    """One worker process, as the scheduler's thread sees it."""
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Let a process begin with Ctrl-C blocked: until it can ignore it, it would die of it, with a traceback."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def __init__(self, record: Worker, settings: Settings, environment: dict[str, str]) -> None:
+
+class ProcessWorker:
+    """One worker process, as the scheduler's thread sees it.
+
+    Args:
+        record: the worker as the scheduler's core knows it.
+        settings: what the process is told.
+        environment: variables to set for it.
+        initializer: pickled (function, args) to call first of all, or None.
+    """
+
+    def __init__(
+        self, record: Worker, settings: Settings, environment: dict[str, str], initializer: bytes | None = None
+    ) -> None:
         from loky.backend.process import LokyProcess
 
         self.record = record
@@ -102,7 +128,8 @@ class ProcessWorker:
             env=environment,
         )
         try:
-            self.process.start()
+            with _interrupts_blocked():
+                self.process.start()
         except BaseException:
             for connection in (*theirs, *ours):
                 connection.close()
@@ -114,7 +141,11 @@ class ProcessWorker:
         self.control = PatientWriter(control_writer)
         self.replies = FrameReader(reply_reader)
         self.sentinel = _Sentinel(self.process)
+        self.exitcode: int | None = None
         self._known: OrderedDict[int, None] = OrderedDict()
+        if initializer is not None:
+            # Not an argument of the process: those are written at once, and a child that dies early never reads them.
+            self.tasks.write(frame(initializer))
 
     def watch(self, poller: Poller) -> None:
         """Let the poller report this worker's replies, and its end."""
@@ -160,27 +191,37 @@ class ProcessWorker:
         """Send a control message."""
         self.control.write(frame(pickle.dumps(tuple(Control(verb, detail)), 5)))
 
-    def close_input(self) -> None:
+    def close_input(self, poller: Poller) -> None:
         """Let the worker end in order, as soon as it is idle."""
         self.command("stop")
+        poller.remove(self.tasks)
         self.tasks.close()
 
     def kill(self) -> None:
         """End the process at once."""
         self.sentinel.kill()
 
-    def reap(self, timeout: float) -> int | None:
-        """Wait up to `timeout` seconds for the process and return its exit code, or None while it lives."""
-        self.process.join(timeout)
-        code: int | None = self.process.exitcode
-        return code
+    def reap(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds for the end of the process; say whether it has come, and set `exitcode`.
+
+        The exit code stays None where another part of the program has collected it (``os.wait``, an ignored SIGCHLD).
+        """
+        ended = self.sentinel.wait(timeout)
+        self.exitcode = self.process.exitcode
+        if ended or self.exitcode is not None:
+            # A thread that asks for the children of this process may have been faster, and about to note the code. This
+            # waits for a pipe, which children that a task has forked keep open, so the code was asked for first.
+            self.process.join(0.1 if self.exitcode is None else 0)
+            self.exitcode = self.process.exitcode
+            return True
+        return False
 
     def forget(self, poller: Poller) -> None:
         """Close everything that belongs to a process that has ended."""
         poller.remove(self.replies.connection)
         poller.remove(self.sentinel)
         for writer in (self.tasks, self.control):
-            if not writer.connection.closed:
+            if not writer.connection.closed:  # of the first, the number may belong to somebody else by now
                 poller.remove(writer)
                 writer.close()
         self.replies.close()

@@ -48,6 +48,8 @@ class ValueStore:
         self._writer = SegmentWriter(folders, CLIENT, on_spill=self.warn_once)
         self._reader = SegmentReader(self._note_unmapped)
         self._unmapped: deque[str] = deque()
+        #: True when `settle` has something to do at once
+        self.unsettled = False
         self._warned = False
 
     # -- the client's threads ------------------------------------------------------------------------------------
@@ -96,6 +98,8 @@ class ValueStore:
         with self._lock:
             for value in stored:
                 self._ledger.released(value.name, now)
+        self.unsettled = True
+        self._wake()
 
     def warn_once(self, text: str) -> None:
         """Warn that values go to disk; one warning for the client and all its workers."""
@@ -122,16 +126,19 @@ class ValueStore:
         with self._lock:
             for name in names:
                 self._ledger.unmapped(name, reader, now)
+        self.unsettled = True
 
     def gone(self, process: str) -> None:
         """Take note that a worker has ended, after all it sent was read."""
         with self._lock:
             self._ledger.gone(process, monotonic())
             known = set(self._ledger.names())
+        self.unsettled = True
         unlink_strays(self.folders, process.rsplit("/", 1)[-1], known)
 
     def settle(self, now: float) -> Mapping[Any, WriterOrders]:
         """Reuse or remove what nobody wants or maps any more; return what the workers are to do about theirs."""
+        self.unsettled = False
         with self._lock:
             while self._unmapped:
                 self._ledger.unmapped(self._unmapped.popleft(), CLIENT, now)
@@ -150,11 +157,6 @@ class ValueStore:
                 self._writer.discard(name)
         return writers
 
-    @property
-    def unsettled(self) -> bool:
-        """True when `settle` has something to do at once."""
-        return bool(self._unmapped)
-
     def next_deadline(self) -> float | None:
         """Say when `settle` is due although nothing happens."""
         return self._ledger.next_deadline()
@@ -166,6 +168,7 @@ class ValueStore:
 
     def _note_unmapped(self, name: str) -> None:
         self._unmapped.append(name)
+        self.unsettled = True
         self._wake()
 
     def close(self) -> None:

@@ -171,7 +171,7 @@ class Scheduler:
         """Let `primary`, which has the same key, run for `twin` too."""
         self._move(twin, "pair")
         twin.twins = [primary]
-        self._dropped += [d.outcome for d in twin.dependencies if d.state is State.NEW]
+        self._dropped += [d.outcome for d in dict.fromkeys(twin.dependencies) if d.state is State.NEW]
         twin.call, twin.dependencies = None, ()
         primary.claims += 1
         if primary.twins is None:
@@ -186,25 +186,24 @@ class Scheduler:
         task.dependencies = tuple([self._primary(d) for d in task.dependencies])
         resolved = dict.fromkeys(task.dependencies)
         failed: Task | None = None
+        lost = False
         missing = 0
         for dependency in resolved:
             if dependency.state is State.NEW:
                 self._adopt(dependency)
-            if dependency.state is State.FORGOTTEN:
-                self._dropped += [d.outcome for d in resolved if not d.claims and not d.dependents and d.outcome]
-                self._move(task, "forget")
-                task.dependencies, task.call = (), None
-                del self.tasks[task.key]
-                self._cancelled.append(task)
-                return
-            if dependency.state is State.ERRED:
-                failed = failed or dependency
-            elif dependency.state is not State.FINISHED:
-                missing += 1
-        for dependency in resolved:
             if dependency.dependents is None:
                 dependency.dependents = {}
             dependency.dependents[task] = None
+            if dependency.state is State.ERRED:
+                failed = failed or dependency
+            elif dependency.state is State.FORGOTTEN:
+                lost = True
+            elif dependency.state is not State.FINISHED:
+                missing += 1
+        if lost:
+            self._cancelled.append(task)
+            self._forget_all([task])
+            return
         task.missing = missing
         if failed is not None:
             self._fail(task, failed.outcome)
@@ -217,6 +216,7 @@ class Scheduler:
         """Take data that was made for one task only: nobody claims it, and no key leads to it."""
         if data.outcome is None or data.claims:
             raise self._invalid(data, "be depended on")
+        data.held = False
         self._move(data, "finish")
 
     @staticmethod
@@ -240,7 +240,10 @@ class Scheduler:
         done = self._finished
         processing, finished, success = State.PROCESSING, State.FINISHED, Ending.SUCCESS
         for seq, ending, outcome, seconds in event.lines:
-            task = outstanding.pop(seq)
+            try:
+                task = outstanding.pop(seq)
+            except KeyError:
+                raise self._stranger(seq, "report") from None
             group = task.group
             measured = group.seconds
             worker.load -= task.cost
@@ -259,10 +262,10 @@ class Scheduler:
                     self._let_go_of_dependencies(task)
                 if task.dependents:
                     self._unblock_dependents(task)
-                if task.claims:
-                    done.append(task)
                 if task.twins or task.kept:
                     self._end_for_others(task)
+                if task.claims:
+                    done.append(task)
             elif ending is Ending.ERROR:
                 self._raised(task, outcome)
             else:
@@ -312,13 +315,13 @@ class Scheduler:
             task.missing = 0
             task.outcome = outcome
             failed.append(task)
-            if task.claims:
-                self._failed.append(task)
             stack += [d for d in task.dependents or () if d.state is State.WAITING]
         for task in failed:
             # Its dependencies stay needed: `retry` runs it from them.
             if task.twins or task.kept:
                 self._end_for_others(task)
+            if task.claims:
+                self._failed.append(task)
         self._tell("failed", failed)
 
     # -- tasks go ------------------------------------------------------------------------------------------------
@@ -329,11 +332,11 @@ class Scheduler:
             if task.state is State.TWIN:
                 self._part(task)
                 continue
-            if task.state is State.FORGOTTEN:
-                continue
-            task.claims -= 1
-            if not task.claims and not task.dependents:
-                forgettable.append(task)
+            if task.held:  # else it was cancelled before
+                task.held = False
+                task.claims -= 1
+                if not task.claims and not task.dependents:
+                    forgettable.append(task)
         self._forget_all(forgettable)
         self._tell("released", event.tasks)
 
@@ -364,6 +367,7 @@ class Scheduler:
             elif before is State.PROCESSING:
                 assert task.worker is not None
                 self._recalls.setdefault(task.worker, []).append(task.seq)
+                task.worker = None
             elif task.outcome is not None:
                 self._dropped.append(task.outcome)
             task.outcome = task.call = None
@@ -395,22 +399,20 @@ class Scheduler:
                 continue
             doomed[task] = None
             primary = self._primary(task)
-            if event.force and primary is not task:
-                stack.append(primary)
             if event.force:
-                stack += primary.twins or ()
+                stack += (primary, *(primary.twins or ()))
             owner = task.options.owner
-            stack += [d for d in primary.dependents or () if event.force or d.options.owner is owner]
+            for dependent in primary.dependents or ():
+                same = (dependent, *(dependent.twins or ()))
+                stack += [t for t in same if event.force or t.options.owner is owner]
         self._cancelled += doomed
         self._tell("cancelled", list(doomed))
         for task in doomed:
             if task.state is State.TWIN:
                 self._part(task)
-            elif task.state is not State.FORGOTTEN:
-                task.claims -= 1
-                if task.kept:
-                    task.kept = False
-                    task.claims -= 1
+            else:
+                task.claims -= task.held + task.kept
+                task.held = task.kept = False
         self._forget_all([t for t in doomed if not t.claims and not t.dependents])
 
     def _kept(self, event: events.TasksKept) -> None:
@@ -430,12 +432,11 @@ class Scheduler:
                 again[task] = None
                 stack += task.dependencies
         for task in again:
-            task.outcome = None
             task.failures = task.deaths = 0
-            self._reset.append(task)
-            self._reset += task.twins or ()
-        for task in again:
-            task.missing = sum(d in again or d.state is not State.FINISHED for d in task.dependencies)
+            for handle in (task, *(task.twins or ())):
+                handle.outcome = None
+                self._reset.append(handle)
+            task.missing = sum(d.state is not State.FINISHED for d in set(task.dependencies))
         for task in again:
             if task.missing:
                 self._move(task, "wait")
@@ -450,7 +451,7 @@ class Scheduler:
                 self._cancelled.append(twin)
                 self._move(twin, "forget")
                 twin.twins = twin.outcome = None
-            task.twins, task.claims, task.kept = None, 0, False
+            task.twins, task.claims, task.held, task.kept = None, 0, False, False
         self._tell("dropped", self._cancelled)
         self._forget_all([t for t in self.tasks.values() if not t.dependents])
 
@@ -490,7 +491,9 @@ class Scheduler:
             return
         back = []
         for seq in event.seqs:
-            task = worker.outstanding.pop(seq)
+            task = worker.outstanding.pop(seq, None)
+            if task is None:
+                raise self._stranger(seq, "give back")
             worker.load -= task.cost
             if task.options.lane is not None:
                 self.assignment.give_back(worker, task)
@@ -501,7 +504,7 @@ class Scheduler:
         self._tell("given back", back, worker.address)
         self.assignment.recalled(worker, whole=event.whole)
 
-    def _deadline(self, event: events.DeadlineReached) -> None:
+    def _deadline(self, event: events.DeadlineReached) -> None:  # noqa: ARG002  (it says only that time has passed)
         """Nothing to do: `handle` looks for stalled workers after every event."""
 
     # -- moves, story, invariants --------------------------------------------------------------------------------
@@ -514,6 +517,13 @@ class Scheduler:
 
     def _invalid(self, task: Task, move: str) -> InvalidTransition:
         return InvalidTransition(task.key, task.state.name, move, [str(line) for line in self.story(task.key)])
+
+    def _stranger(self, seq: int, move: str) -> InvalidTransition:
+        """Make the error for a worker that speaks of a task which it does not have."""
+        for task in self.tasks.values():
+            if task.seq == seq:
+                return self._invalid(task, move)
+        return InvalidTransition(f"number {seq}", "unknown", move)
 
     def _tell(self, what: str, tasks: Sequence[Task], where: str = "") -> None:
         """Write what happened into the story, and forget the oldest lines beyond its bound."""

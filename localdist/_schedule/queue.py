@@ -8,6 +8,9 @@ from heapq import heappop, heappush
 
 from .records import State, Task
 
+#: Priorities that an empty queue remembers, so that the usual ones are not set up again for each task.
+_LEVELS_KEPT = 8
+
 
 class _Level:
     """Tasks of one priority, oldest first.
@@ -81,13 +84,16 @@ class ReadyQueue:
 
     def pop(self) -> Task | None:
         """Take the next task, or None when there is none."""
-        while self._order:
-            level = self._levels[-self._order[0]]
+        if not self._size:
+            return None
+        for priority in self._order:
+            level = self._levels[-priority]
             while (task := level.pop()) is not None:
                 if task.state is State.READY:
                     self._size -= 1
+                    if not self._size and len(self._order) > _LEVELS_KEPT:
+                        self._clear()
                     return task
-            del self._levels[-self._order.pop(0)]
         return None
 
     def urgency(self) -> tuple[float, int] | None:
@@ -103,5 +109,8 @@ class ReadyQueue:
         self._size -= 1
         if not self._size:
             # Only shells are left, and each keeps a record alive.
-            self._levels.clear()
-            self._order.clear()
+            self._clear()
+
+    def _clear(self) -> None:
+        self._levels.clear()
+        self._order.clear()

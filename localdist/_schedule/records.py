@@ -83,6 +83,7 @@ class Task:
         "failures",
         "function",
         "group",
+        "held",
         "key",
         "kept",
         "missing",
@@ -111,30 +112,35 @@ class Task:
         #: with which arguments; opaque here; None once it is finished or forgotten
         self.call = call
         #: tasks whose values it needs, in the order in which its call refers to them; emptied once it is finished or
-        #: forgotten. A NEW one with an `outcome` and no claims is data that was made for this task only
+        #: forgotten, kept after an error, for a retry. A NEW one with an `outcome` and no claims is data that was
+        #: made for this task only
         self.dependencies = dependencies
         self.options = options if options is not None else DEFAULT_OPTIONS
-        #: number of its submission: unique, growing; identifies it to the workers; 0 before
+        #: number of its submission: unique, growing; identifies it to the workers; 0 before, and for data of one task
         self.seq = 0
         self.state = State.NEW
-        #: tasks that hold on to its value: those that depend on it and are neither finished nor forgotten
+        #: tasks that hold on to its value: those that depend on it and are neither finished nor forgotten, in the order
+        #: of their submission; None when there is none
         self.dependents: dict[Task, None] | None = None
         #: how many dependencies have no value yet; 0 unless WAITING
         self.missing = 0
-        #: how many want it for itself: its submitter, its twins, fire-and-forget
+        #: how many want it for itself: its submitter (`held`), its twins, fire-and-forget (`kept`)
         self.claims = 1
+        #: True while its submitter claims it
+        self.held = True
         #: how often it raised an exception, and how often a worker died running it
         self.failures = 0
         self.deaths = 0
-        #: True while fire-and-forget claims it
+        #: True while fire-and-forget claims it, which ends when the task ends
         self.kept = False
-        #: what it adds to the load of the worker it is at, in seconds
+        #: what it adds to the load of the worker it is at, in seconds; above 0 there
         self.cost = 0.0
         #: the worker it is at while PROCESSING, else None
         self.worker: Worker | None = None
-        #: its value when FINISHED, its error when ERRED; opaque here
+        #: its value when FINISHED, its error when ERRED, never None then; None before; opaque here
         self.outcome: Any = None
-        #: TWIN: a list of the one task that runs for it; otherwise the twins it runs for, or None
+        #: TWIN: a list of the one task that runs for it, whose outcome it shares; otherwise the twins it runs for, or
+        #: None
         self.twins: list[Task] | None = None
 
     def __repr__(self) -> str:

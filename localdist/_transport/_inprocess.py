@@ -37,6 +37,8 @@ class InProcess(Transport):
     def __init__(self, engine: Engine, *, owns: bool) -> None:
         self._engine = engine
         self._owns = owns
+        self.drop = engine.drop  # type: ignore[method-assign]  # the hot paths: one call less
+        self.submit_one = engine.post  # type: ignore[method-assign,assignment]
         self.address = engine.crew.address
 
     @property
@@ -139,7 +141,7 @@ class InProcess(Transport):
         self._engine.post(events.ValuesStored(tasks))
 
     def drop(self, task: Task) -> None:
-        self._engine.post((task,))
+        self._engine.drop(task)
 
     def cancel(self, tasks: Sequence[Task], reason: str, *, force: bool) -> None:
         self._engine.post(events.TasksCancelled(tasks, reason, force))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -9,9 +10,10 @@ import sys
 import threading
 import traceback
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NoReturn
 
 from .._pipe import FrameReader, FrameWriter
 from .._serialize import dump_error, pack_whole, unpack
@@ -33,16 +35,20 @@ class Settings:
     name: Any
     slots: int
     folders: Folders
-    #: pickled function to call first of all, or None
-    initializer: bytes | None = None
+    #: whether the first frame on the task pipe is a pickled (function, args) to call first of all
+    initializer: bool = False
 
 
 class PipeChannel:
     """The worker's side of the task pipe and the reply pipe."""
 
-    def __init__(self, tasks: FrameReader, replies: FrameWriter, writer: SegmentWriter) -> None:
+    def __init__(
+        self, tasks: FrameReader, replies: FrameWriter, writer: SegmentWriter, on_orphaned: Callable[[], NoReturn]
+    ) -> None:
         self._tasks = tasks
         self._replies = replies
+        #: ends the process, since nobody is left to report to
+        self._on_orphaned = on_orphaned
         self._segments = writer
         self._functions: dict[int, LoadedFunction] = {}
         #: segments whose mapping is gone since the last reply; appended to by finalizers
@@ -87,10 +93,13 @@ class PipeChannel:
         if self.unmapped:
             # In front of it: when the reply arrives, what the task had mapped is known to be free.
             data = self._take_unmapped() + data
+        self._write(data)
+
+    def _write(self, data: bytes) -> None:
         try:
             self._replies.write(data)
         except OSError:
-            os._exit(1)  # nobody is left to report to; the service thread would end this process as well
+            self._on_orphaned()
 
     def _take_unmapped(self) -> bytes:
         names = []
@@ -100,20 +109,19 @@ class PipeChannel:
         return REPLY.pack(_HEADER + len(payload), ReplyKind.UNMAPPED, 0, 0.0) + payload
 
     def _report_unmapped(self) -> None:
-        try:
-            self._replies.write(self._take_unmapped())
-        except OSError:
-            os._exit(1)
+        self._write(self._take_unmapped())
 
 
 class Service:
     """The thread that answers the control pipe while tasks run."""
 
-    def __init__(self, control: FrameReader, channel: PipeChannel, runner: Runner, folders: Folders) -> None:
+    def __init__(
+        self, control: FrameReader, channel: PipeChannel, runner: Runner, on_orphaned: Callable[[], NoReturn]
+    ) -> None:
         self._control = control
         self._channel = channel
         self._runner = runner
-        self._folders = folders
+        self._on_orphaned = on_orphaned
 
     def serve(self) -> None:
         """Carry out control messages until the client is gone."""
@@ -133,9 +141,7 @@ class Service:
                     threading.Thread(target=self._call, args=message.detail, daemon=True).start()
                 elif message.verb == "stop":
                     return  # the task pipe ends too; the main thread finishes in order
-        # The client has died without a word: nothing that runs here is wanted any more.
-        remove_folders(self._folders)
-        os._exit(1)
+        self._on_orphaned()
 
     def _call(self, number: int, pickled: bytes) -> None:
         """Run a function outside of the task queue, for `Client.run`."""
@@ -143,33 +149,60 @@ class Service:
             function, args, kwargs = unpack(pickled)
             ok, value = self._runner.call(function, args, kwargs)
             stream = pack_whole((ok, value if ok else dump_error(value, None)))
-        except Exception as error:  # noqa: BLE001  (what cannot be rebuilt or pickled is the caller's affair)
+        except BaseException as error:  # noqa: BLE001  (what cannot be rebuilt or pickled is the caller's affair)
             stream = pack_whole((False, dump_error(error, None)))
         self._channel.reply(ReplyKind.RAN, number, 0.0, stream)
 
 
 def main(settings: Settings, tasks: Connection, control: Connection, replies: Connection) -> None:
     """Run a worker until its client closes the task pipe."""
-    # The terminal's Ctrl-C is the client's affair (ruling 23).
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _ignore_interrupts()
     out = FrameWriter(replies)
+    reader = FrameReader(tasks)
+
+    def leave() -> NoReturn:
+        """The client has died without a word: nothing that runs here is wanted any more."""
+        remove_folders(settings.folders)
+        os._exit(1)
+
     try:
         prefix = settings.address.rsplit("/", 1)[-1]
         writer = SegmentWriter(
             settings.folders, prefix, on_spill=lambda text: channel.reply(ReplyKind.WARNING, 0, 0.0, text.encode())
         )
-        channel = PipeChannel(FrameReader(tasks), out, writer)
+        channel = PipeChannel(reader, out, writer, leave)
         codec = ProcessCodec(writer, SegmentReader(channel.unmapped.append), channel.unmapped.append)
         handle = WorkerHandle(settings.address, settings.name, os.getpid(), settings.folders.disk)
         runner = Runner(channel, codec, handle, settings.slots)
-        if settings.initializer is not None:
-            function, args = unpack(settings.initializer)
-            function(*args)
+        # From here on the end of the client is noticed, even while the initializer runs.
+        service = Service(FrameReader(control), channel, runner, leave)
+        thread = threading.Thread(target=service.serve, name="localdist-service", daemon=True)
+        thread.start()
+        if settings.initializer:
+            _initialize(reader)
     except BaseException:  # noqa: BLE001  (whatever it is, the client has to hear of it)
-        payload = traceback.format_exc().encode()
-        out.write(REPLY.pack(_HEADER + len(payload), ReplyKind.FAILED_TO_START, 0, 0.0) + payload)
-        sys.exit(1)
-    service = Service(FrameReader(control), channel, runner, settings.folders)
-    threading.Thread(target=service.serve, name="localdist-service", daemon=True).start()
+        payload = traceback.format_exc().encode(errors="backslashreplace")
+        with contextlib.suppress(OSError):
+            out.write(REPLY.pack(_HEADER + len(payload), ReplyKind.FAILED_TO_START, 0, 0.0) + payload)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):  # it may be closed, or anything that the initializer put there
+                stream.flush()
+        os._exit(1)  # threads that the initializer has started must not delay it
     channel.reply(ReplyKind.READY, 0, 0.0, None)
     runner.run()
+    thread.join()  # if this is the client's death, and not an order to stop, the folders are removed first
+
+
+def _ignore_interrupts() -> None:
+    """Leave the terminal's Ctrl-C to the client (ruling 23); it was blocked while this process started."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
+def _initialize(reader: FrameReader) -> None:
+    while not (frames := reader.read()):
+        if frames is None:
+            raise EOFError("the client is gone")
+    function, args = unpack(frames[0])
+    function(*args)

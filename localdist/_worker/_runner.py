@@ -75,7 +75,7 @@ class Runner:
         while True:
             try:
                 taken.append(self.queue.pop().seq)
-            except IndexError:
+            except IndexError:  # noqa: PERF203  (the other slots may take from it meanwhile)
                 return taken
 
     def _next(self) -> Item | None:
@@ -84,7 +84,7 @@ class Runner:
                 return self.queue.popleft()
             except IndexError:
                 pass
-            with self._reading:  # the queue was empty: this slot becomes the one that reads
+            with self._reading:
                 if self.queue:
                     continue
                 if self._ended:
