@@ -1,7 +1,9 @@
 """The one thread that owns the scheduler's core: it feeds it events, and performs the actions that come back.
 
-Other threads `post` to its inbox: tasks to submit, handles that were dropped, events, calls. It sleeps in a poller
-until a worker replies, somebody posts, or a deadline of the core or of the store is reached.
+Other threads `post` to its inbox: tasks to submit, handles that were dropped, events. It sleeps in a poller until a
+worker replies, somebody posts, or a deadline of the core or of the store is reached. While it sleeps, a thread that
+submits a task to an idle pool borrows its place, under the mutex, and sends the task itself: one change of thread less
+on the way (measured: 25 of 100 us of a round trip on an idle machine).
 
 No wake-up is lost: (1) the thread sets `_asleep`, (2) looks into the inbox once more, (3) sleeps. Whoever posts
 (a) appends, (b) looks at `_asleep`. If (b) comes before (1), then (a) comes before (2).
@@ -37,6 +39,8 @@ _HEAD = Struct(REPLY.format.replace("I", "", 1))  # the length is taken off by t
 _HEAD_SIZE = _HEAD.size
 #: After it has done something the thread sleeps this long at most, in seconds, and then for as long as nothing happens.
 LINGER = 0.01
+#: The longest inbox that a submitting thread deals with itself.
+_DRAINED_HERE = 16
 #: Items of the inbox that are dealt with before the workers' replies are looked at again.
 _INBOX_CHUNK = 10_000
 
@@ -81,7 +85,14 @@ class Engine:
         self.started = time.time()
         self.core = Scheduler(allowed_failures=settings.allowed_failures)
         self._inbox: deque[Any] = deque()
+        #: functions to be run in the scheduler's thread
+        self._calls: deque[Callable[[], None]] = deque()
+        #: held by the thread that uses the core, the ledger's orders and the workers' pipes; held by the scheduler's
+        #: thread whenever it does not sleep
+        self._mutex = threading.Lock()
         self._asleep = False
+        #: True when a pipe to a worker was full, until the scheduler's thread watches it
+        self._blocked = False
         #: asleep for `LINGER` at most; and whether to sleep so, because something has just happened
         self._drowsy = self._lingering = False
         self._poller = Poller()
@@ -96,11 +107,34 @@ class Engine:
     # -- any thread ----------------------------------------------------------------------------------------------
 
     def post(self, item: Any) -> None:
-        """Put something into the inbox: a task, a 1-tuple of a task whose handle was dropped, an event, a callable."""
+        """Put something into the inbox: a task, a 1-tuple of a task whose handle was dropped, an event."""
         self._inbox.append(item)
         if self._asleep:
             self._asleep = False
             self._poller.wake()
+
+    def submit_one(self, task: Task) -> None:
+        """Let a task run. If a worker is idle, the calling thread sends it there itself, which saves a change of thread.
+
+        The caller may hold the listener's lock: nothing here waits for the mutex.
+        """
+        self._inbox.append(task)
+        if self._asleep and not self._drained_here():
+            self._asleep = False
+            self._poller.wake()
+
+    def _drained_here(self) -> bool:
+        """Deal with a short inbox in this thread, if the scheduler's sleeps and a worker waits; say if that is all."""
+        if len(self._inbox) > _DRAINED_HERE or not self._mutex.acquire(blocking=False):
+            return False
+        try:
+            if not self.core.assignment.idle:
+                return False
+            self._drain()
+            # What the sleeper has not reckoned with: it has to look anew.
+            return not (self._inbox or self._blocked or self.values.unsettled or self.core.next_deadline() is not None)
+        finally:
+            self._mutex.release()
 
     def drop(self, task: Task) -> None:
         """Take note that a handle of a task is gone. Takes no lock: finalizers call it.
@@ -136,7 +170,8 @@ class Engine:
                 box.append((False, e))
             done.set()
 
-        self.post(answer)
+        self._calls.append(answer)
+        self.wake()
         if self._closing.is_set():
             self._thread.join()  # it answers what came in time
         while self._thread.is_alive() and not done.wait(1.0):
@@ -177,6 +212,7 @@ class Engine:
             self._crew_changes(monotonic())
             while not self._closing.is_set():
                 self._turn()
+            self._mutex.acquire()  # for good: nobody sends anything any more
             self.status = "closing"
         except BaseException as e:  # noqa: BLE001  # our own mistake: nobody may wait for ever because of it
             self._collapse(e)
@@ -191,11 +227,15 @@ class Engine:
             timeout = LINGER
             self._drowsy = True
         self._asleep = True
-        if self._inbox or self._closing.is_set() or self.values.unsettled:
+        if self._inbox or self._calls or self._closing.is_set() or self.values.unsettled:
             timeout = 0.0
         readable, writeable = self._poller.wait(timeout)
         self._asleep = self._drowsy = False
-        self._lingering = bool(readable or self._inbox)
+        with self._mutex:
+            self._lingering = bool(readable or self._inbox)
+            self._work(readable, writeable, deadline)
+
+    def _work(self, readable: list[Any], writeable: list[Any], deadline: float | None) -> None:
         for writer in writeable:
             self._flush(writer)
         for worker, ended in readable:
@@ -205,6 +245,10 @@ class Engine:
                 self._read(worker)
         if self._inbox:
             self._drain()
+        while self._calls:
+            self._calls.popleft()()
+        if self._blocked:
+            self._watch_blocked()
         if deadline is not None and monotonic() >= deadline:
             self.handle(events.DeadlineReached())
             self.values.unsettled = True
@@ -225,7 +269,8 @@ class Engine:
             if isinstance(action, actions.Dispatch):
                 worker = self._handles[action.worker.address]
                 worker.send(action.tasks, self.values)
-                self._watch(worker)
+                if worker.blocked:
+                    self._blocked = True
             elif isinstance(action, actions.Announce):
                 self.listener.ended(action.finished, action.failed)
             elif isinstance(action, actions.Drop):
@@ -235,15 +280,18 @@ class Engine:
             elif isinstance(action, actions.Recall):
                 worker = self._handles[action.worker.address]
                 worker.command("recall" if action.seqs is None else "cancel", action.seqs)
-                self._watch(worker)
+                if worker.blocked:
+                    self._blocked = True
             elif isinstance(action, actions.AnnounceCancelled):
                 self.listener.cancelled(action.tasks, action.reason)
             else:
                 self.listener.pending(action.tasks)
 
-    def _watch(self, worker: ProcessWorker | ThreadWorker) -> None:
-        if isinstance(worker, ProcessWorker):
-            for writer in (worker.tasks, worker.control):
+    def _watch_blocked(self) -> None:
+        """Watch the pipes to workers that are full."""
+        self._blocked = False
+        for worker in self._handles.values():
+            for writer in worker.writers:
                 if writer.blocked:
                     self._poller.watch_writeable(writer, writer)
 
@@ -276,9 +324,7 @@ class Engine:
             if dropped:
                 self._released(dropped)
                 dropped = []
-            if callable(item):
-                item()
-            elif type(item) is _ThreadReply:
+            if type(item) is _ThreadReply:
                 self._lines.setdefault(item.worker, [])
                 self._take(item.worker, item.reply, self._lines[item.worker])
             else:
@@ -423,7 +469,10 @@ class Engine:
             worker = self._handles.get(address)
             if worker is not None:
                 worker.command("tidy", (list(orders.recycle), list(orders.discard)))
-                self._watch(worker)
+                if worker.blocked:
+                    self._blocked = True
+        if self._blocked:
+            self._watch_blocked()
 
     # -- the end
 
@@ -437,8 +486,8 @@ class Engine:
             item = self._inbox.popleft()
             if isinstance(item, Task):
                 self.listener.cancelled([item], "client closed")
-            elif callable(item):
-                item()
+        while self._calls:
+            self._calls.popleft()()
         self._poller.close()
 
     def handle_quietly(self, event: events.Event) -> None:

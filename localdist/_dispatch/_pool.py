@@ -139,6 +139,7 @@ class ProcessWorker:
         self.pid: int = self.process.pid
         self.tasks = PatientWriter(task_writer)
         self.control = PatientWriter(control_writer)
+        self.writers = (self.tasks, self.control)
         self.replies = FrameReader(reply_reader)
         self.sentinel = _Sentinel(self.process)
         self.exitcode: int | None = None
@@ -186,6 +187,11 @@ class ProcessWorker:
             if type(value) is Stored:
                 values.granted(value, self.record.address)
         return inputs
+
+    @property
+    def blocked(self) -> bool:
+        """True while something waits until the worker reads."""
+        return self.tasks.blocked or self.control.blocked
 
     def command(self, verb: str, detail: Any = None) -> None:
         """Send a control message."""

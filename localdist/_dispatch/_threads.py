@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, ClassVar
 
 from .._schedule.records import Task, Worker
 from .._wire import Item, ReplyKind
@@ -17,6 +17,10 @@ from .._worker._runner import Runner
 
 class ThreadWorker:
     """One worker whose slots are threads here; it is the worker's channel and the scheduler's handle at once."""
+
+    #: it has no pipes that could be full
+    writers: ClassVar[tuple[Any, ...]] = ()
+    blocked: ClassVar[bool] = False
 
     def __init__(
         self, record: Worker, folder: str, post: Callable[[ThreadWorker, tuple[ReplyKind, int, float, Any]], None]

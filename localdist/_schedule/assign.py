@@ -178,6 +178,12 @@ class Assignment:
     def _room_beside(self, worker: Worker) -> bool:
         return len(self.hungry) > (worker in self.hungry)
 
+    @property
+    def idle(self) -> bool:
+        """True while a worker has nothing to do at all."""
+        worker = next(reversed(self.hungry), None)
+        return worker is not None and not worker.outstanding
+
     def assign(self, now: float) -> list[tuple[Worker, list[Task]]]:
         """Hand out ready tasks to workers with room; they leave here PROCESSING."""
         batches: list[tuple[Worker, list[Task]]] = []

@@ -86,23 +86,45 @@ class ReadyQueue:
         """Take the next task, or None when there is none."""
         if not self._size:
             return None
-        for priority in self._order:
-            level = self._levels[-priority]
+        index = 0
+        while True:
+            level = self._levels[-self._order[index]]
             while (task := level.pop()) is not None:
                 if task.state is State.READY:
                     self._size -= 1
-                    if not self._size and len(self._order) > _LEVELS_KEPT:
-                        self._clear()
+                    if not level.fresh:
+                        self._pass(index)
                     return task
-        return None
+            index = self._pass(index)
 
     def urgency(self) -> tuple[float, int] | None:
         """Say how urgent the next task is (smaller is sooner), or None when there is none."""
-        for priority in self._order:
+        if not self._size:
+            return None
+        index = 0
+        while True:
+            priority = self._order[index]
             task = self._levels[-priority].peek()
             if task is not None:
                 return (priority, task.seq)
-        return None
+            index = self._pass(index)
+
+    def _pass(self, index: int) -> int:
+        """Return the index of the level behind this one, which is removed if it is empty and there are many."""
+        level = self._levels[-self._order[index]]
+        if level.fresh or level.late or len(self._order) <= _LEVELS_KEPT:
+            return index + 1
+        del self._levels[-self._order.pop(index)]
+        return index
+
+    def ready(self) -> list[Task]:
+        """List the queued tasks, in the order in which `pop` would return them."""
+        found = []
+        for priority in self._order:
+            level = self._levels[-priority]
+            queued = [*level.fresh, *(task for _, task in level.late)]
+            found += sorted((task for task in queued if task.state is State.READY), key=lambda task: task.seq)
+        return found
 
     def forget_one(self) -> None:
         """Count one queued task less: it is not READY any more."""

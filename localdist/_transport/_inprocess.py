@@ -38,7 +38,7 @@ class InProcess(Transport):
         self._engine = engine
         self._owns = owns
         self.drop = engine.drop  # type: ignore[method-assign]  # the hot paths: one call less
-        self.submit_one = engine.post  # type: ignore[method-assign,assignment]
+        self.submit_one = engine.submit_one  # type: ignore[method-assign,assignment]
         self.address = engine.crew.address
 
     @property
@@ -135,7 +135,7 @@ class InProcess(Transport):
         self._engine.post(events.TasksSubmitted(tasks))
 
     def submit_one(self, task: Task) -> None:
-        self._engine.post(task)
+        self._engine.submit_one(task)
 
     def store(self, tasks: Sequence[Task]) -> None:
         self._engine.post(events.ValuesStored(tasks))
