@@ -153,7 +153,7 @@ class Future(concurrent.futures.Future[Any]):
         entry = self._bound()
         if entry.status is PENDING:
             client = entry.client
-            if client.status == "closed":
+            if client._closed:
                 raise ClosedClientError("the client of this future is closed")
             latch = Latch(1)
             board = client._board

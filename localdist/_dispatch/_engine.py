@@ -39,8 +39,8 @@ _HEAD = Struct(REPLY.format.replace("I", "", 1))  # the length is taken off by t
 _HEAD_SIZE = _HEAD.size
 #: After it has done something the thread sleeps this long at most, in seconds, and then for as long as nothing happens.
 LINGER = 0.01
-#: The longest inbox that a submitting thread deals with itself.
-_DRAINED_HERE = 16
+#: Dropped handles that may wait while workers report.
+_DROPS_KEPT = 1_000
 #: Items of the inbox that are dealt with before the workers' replies are looked at again.
 _INBOX_CHUNK = 10_000
 
@@ -85,6 +85,8 @@ class Engine:
         self.started = time.time()
         self.core = Scheduler(allowed_failures=settings.allowed_failures)
         self._inbox: deque[Any] = deque()
+        #: tasks a handle of which is gone
+        self._drops: deque[Task] = deque()
         #: functions to be run in the scheduler's thread
         self._calls: deque[Callable[[], None]] = deque()
         #: held by the thread that uses the core, the ledger's orders and the workers' pipes; held by the scheduler's
@@ -107,7 +109,7 @@ class Engine:
     # -- any thread ----------------------------------------------------------------------------------------------
 
     def post(self, item: Any) -> None:
-        """Put something into the inbox: a task, a 1-tuple of a task whose handle was dropped, an event."""
+        """Put something into the inbox: a task, or an event."""
         self._inbox.append(item)
         if self._asleep:
             self._asleep = False
@@ -118,30 +120,27 @@ class Engine:
 
         The caller may hold the listener's lock: nothing here waits for the mutex.
         """
-        self._inbox.append(task)
-        if self._asleep and not self._drained_here():
-            self._asleep = False
-            self._poller.wake()
-
-    def _drained_here(self) -> bool:
-        """Deal with a short inbox in this thread, if the scheduler's sleeps and a worker waits; say if that is all."""
-        if len(self._inbox) > _DRAINED_HERE or not self._mutex.acquire(blocking=False):
-            return False
-        try:
-            if not self.core.assignment.idle:
-                return False
-            self._drain()
-            # What the sleeper has not reckoned with: it has to look anew.
-            return not (self._inbox or self._blocked or self.values.unsettled or self.core.next_deadline() is not None)
-        finally:
-            self._mutex.release()
+        if self._asleep:
+            if not self._inbox and self._mutex.acquire(blocking=False):
+                try:
+                    if self.core.assignment.idle:
+                        self.handle(events.TasksSubmitted((task,)))
+                        if self._drops:
+                            self._drain()  # now that the worker is busy
+                        # What the sleeper has not reckoned with: it has to look anew.
+                        if self._blocked or self.values.unsettled or self.core.next_deadline() is not None:
+                            self.wake()
+                        return
+                finally:
+                    self._mutex.release()
+        self.post(task)
 
     def drop(self, task: Task) -> None:
         """Take note that a handle of a task is gone. Takes no lock: finalizers call it.
 
         A small result that is not wanted any more is no reason to wake the thread if it looks around soon anyway.
         """
-        self._inbox.append((task,))
+        self._drops.append(task)
         if self._asleep and not (self._drowsy and type(task.outcome) is bytes):
             self._asleep = False
             self._poller.wake()
@@ -227,12 +226,12 @@ class Engine:
             timeout = LINGER
             self._drowsy = True
         self._asleep = True
-        if self._inbox or self._calls or self._closing.is_set() or self.values.unsettled:
+        if self._inbox or self._calls or (self._drops and not self._drowsy) or self._closing.is_set() or self.values.unsettled:
             timeout = 0.0
         readable, writeable = self._poller.wait(timeout)
         self._asleep = self._drowsy = False
         with self._mutex:
-            self._lingering = bool(readable or self._inbox)
+            self._lingering = bool(readable or self._inbox or self._drops)
             self._work(readable, writeable, deadline)
 
     def _work(self, readable: list[Any], writeable: list[Any], deadline: float | None) -> None:
@@ -243,7 +242,8 @@ class Engine:
                 self._worker_ended(worker)
             else:
                 self._read(worker)
-        if self._inbox:
+        # Dropping can wait: a thread that was just given its result wants to run.
+        if self._inbox or (self._drops and (not readable or len(self._drops) > _DROPS_KEPT)):
             self._drain()
         while self._calls:
             self._calls.popleft()()
@@ -303,27 +303,21 @@ class Engine:
     # -- what other threads posted
 
     def _drain(self) -> None:
-        """Deal with the inbox, in order, as few batches as the order allows."""
-        inbox = self._inbox
+        """Deal with the inbox, in order, as few batches as the order allows; then with dropped handles.
+
+        Nothing is dropped before it was submitted: what is counted here was dropped before, so it was in the inbox before.
+        """
+        inbox, drops = self._inbox, self._drops
+        n_drops, n_items = len(drops), len(inbox)
         submitted: list[Task] = []
-        dropped: list[Task] = []
-        for _ in range(min(len(inbox), _INBOX_CHUNK)):
+        for _ in range(min(n_items, _INBOX_CHUNK)):
             item = inbox.popleft()
             if isinstance(item, Task):
-                if dropped:
-                    self._released(dropped)
-                    dropped = []
                 submitted.append(item)
                 continue
             if submitted:
                 self.handle(events.TasksSubmitted(submitted))
                 submitted = []
-            if type(item) is tuple:
-                dropped.append(item[0])
-                continue
-            if dropped:
-                self._released(dropped)
-                dropped = []
             if type(item) is _ThreadReply:
                 self._lines.setdefault(item.worker, [])
                 self._take(item.worker, item.reply, self._lines[item.worker])
@@ -331,9 +325,9 @@ class Engine:
                 self.handle(item)
         if submitted:
             self.handle(events.TasksSubmitted(submitted))
-        if dropped:
-            self._released(dropped)
         self._report_lines()
+        if n_drops and n_items <= _INBOX_CHUNK:
+            self._released([drops.popleft() for _ in range(n_drops)])
 
     def _released(self, handles: list[Task]) -> None:
         gone = self.listener.drop_handles(handles)

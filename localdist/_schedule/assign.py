@@ -20,6 +20,8 @@ LOW = TARGET / 2
 OVERHEAD = 4e-6
 #: A worker that has reported nothing for this long, in seconds, is stuck in a long task.
 STALL = 2 * TARGET
+#: Resources are added and subtracted as floats; ten times 0.1 of one GPU have to fit.
+ROUNDING = 1e-9
 
 
 class LaneQueue:
@@ -189,9 +191,13 @@ class Assignment:
         batches: list[tuple[Worker, list[Task]]] = []
         for lane in list(self.lanes.values()):
             fewer, more = sorted((lane.workers, self.hungry), key=len)
-            for worker in list(fewer):
-                if worker in more and len(lane.queue):
-                    self._serve(worker, len(lane.queue), now, batches)
+            fitting = [worker for worker in fewer if worker in more]
+            if fitting:
+                share = -(-len(lane.queue) // len(fitting))
+                for worker in fitting:
+                    if len(lane.queue):
+                        self._serve(worker, share, now, batches)
+                self._fill_slots(fitting, lane, now, batches)
         aside: list[Worker] = []
         ready = len(self.common.queue)
         if ready and self.hungry:
@@ -204,17 +210,34 @@ class Assignment:
                     aside.append(worker)
         for worker in reversed(aside):
             self.hungry[worker] = None
+        if len(self.common.queue):
+            self._fill_slots(aside, self.common, now, batches)
         return batches
 
-    def _serve(self, worker: Worker, share: int, now: float, batches: list[tuple[Worker, list[Task]]]) -> None:
+    def _fill_slots(
+        self, workers: list[Worker], lane: LaneQueue, now: float, batches: list[tuple[Worker, list[Task]]]
+    ) -> None:
+        """Leave no slot idle, however the tasks were shared out, while there are tasks for it."""
+        for worker in workers:
+            while len(lane.queue) and len(worker.outstanding) < worker.slots:
+                if not self._serve(worker, len(lane.queue), now, batches):
+                    break
+
+    def _serve(self, worker: Worker, share: int, now: float, batches: list[tuple[Worker, list[Task]]]) -> bool:
+        """Give a worker its share, or what it has room for; say whether that was anything."""
         was_idle = not worker.outstanding
         batch = self._fill(worker, share)
+        if lanes := self.workers[worker]:
+            # Not before: a task that was taken back belongs into the lane that it came from.
+            for lane in [lane for lane in lanes if not len(lane.queue)]:
+                self._prune(lane)
         if not batch:
-            return
+            return False
         if was_idle:
             worker.last_report = now
         self._update(worker)
         batches.append((worker, batch))
+        return True
 
     def _fill(self, worker: Worker, share: int) -> list[Task]:
         """Take up to `share` tasks for the worker, as many as its slots and the target of time allow."""
@@ -260,8 +283,7 @@ class Assignment:
         task = best.queue.pop()
         if task is not None and best.lane is not None:
             for name, amount in best.lane.resources:
-                worker.free[name] -= amount
-            self._prune(best)
+                worker.free[name] = worker.free.get(name, 0) - amount
         return task
 
     def _take_back(self, worker: Worker, task: Task) -> None:
@@ -270,4 +292,4 @@ class Assignment:
 
     @staticmethod
     def _affords(worker: Worker, lane: Lane | None) -> bool:
-        return lane is None or all(worker.free.get(name, 0) >= amount for name, amount in lane.resources)
+        return lane is None or all(worker.free.get(name, 0) >= amount - ROUNDING for name, amount in lane.resources)

@@ -71,7 +71,8 @@ class Scheduler:
         self._seq = 0
         self._event = 0
         self._now = 0.0
-        self._story: deque[StoryLine] = deque()
+        # Event, time, what, keys, where; `story` makes lines of them.
+        self._story: deque[tuple[int, float, str, list[Any], str]] = deque()
         self._story_room = self._story_keys = story_keys
         # What the event at hand has caused so far; `handle` turns it into actions.
         self._finished: list[Task] = []
@@ -530,15 +531,15 @@ class Scheduler:
         keys = [task.key for task in tasks[-self._story_keys :]]
         if not keys:
             return
-        self._story.append(StoryLine(self._event, self._now, what, keys, where))
+        self._story.append((self._event, self._now, what, keys, where))
         self._story_room -= len(keys)
         while self._story_room < 0:
-            self._story_room += len(self._story.popleft().keys)
+            self._story_room += len(self._story.popleft()[3])
 
     def story(self, *keys: Any) -> list[StoryLine]:
         """Tell what is remembered of these keys, oldest first."""
         wanted: Iterable[Any] = keys
-        return [line for line in self._story if any(key in line.keys for key in wanted)]
+        return [StoryLine(*line) for line in self._story if any(key in line[3] for key in wanted)]
 
     _HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
         events.TasksSubmitted: _submitted,

@@ -92,7 +92,7 @@ class ReadyQueue:
             while (task := level.pop()) is not None:
                 if task.state is State.READY:
                     self._size -= 1
-                    if not level.fresh:
+                    if not level.fresh and len(self._order) > _LEVELS_KEPT:
                         self._pass(index)
                     return task
             index = self._pass(index)
