@@ -23,16 +23,20 @@ class CallbackThread:
     def put(self, callback: Callable[[], object]) -> None:
         """Let the thread run `callback`; what it raises is logged."""
         with self._lock:
-            if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._main, name="localdist-callbacks", daemon=True)
-                self._thread.start()
-        self._queue.put(callback)
+            self._queue.put(callback)
+            if self._thread is None:
+                thread = threading.Thread(target=self._main, name="localdist-callbacks", daemon=True)
+                if self._closed:
+                    self._queue.put(None)  # one thread for each that comes late, and each ends at once
+                else:
+                    self._thread = thread
+                thread.start()
 
     def _main(self) -> None:
         while (callback := self._queue.get()) is not None:
             try:
                 callback()
-            except Exception:  # noqa: BLE001  (user code; what it raises is logged, as promised)
+            except BaseException:  # noqa: BLE001  # user code; SystemExit too must not end this thread, others wait for it
                 _log.exception("a callback of a future failed")
             del callback  # it refers to the future, which must not live until the next one comes
 
@@ -40,7 +44,8 @@ class CallbackThread:
         """Run what is queued and end the thread."""
         with self._lock:
             self._closed = True
-            thread = self._thread
-        self._queue.put(None)
+            thread, self._thread = self._thread, None
+            if thread is not None:
+                self._queue.put(None)
         if thread is not None and thread is not threading.current_thread():
             thread.join(5.0)

@@ -18,7 +18,7 @@ from ._cluster import LocalCluster
 from ._future import Duration, Future, seconds
 from ._graph import futures_in
 from ._registry import default_client
-from ._schedule.records import Group, Options
+from ._schedule.records import Group, Options, Task
 from ._serialize import FunctionTable, qualified_type
 from ._state import ERROR, PENDING, Board, Entry
 from ._submission import Submission
@@ -85,7 +85,7 @@ class Client(Submission):
         self.id = f"Client-{name}-{uuid.uuid4()}" if name else f"Client-{uuid.uuid4()}"
         self._board: Board = self.cluster._board
         self._transport = self.cluster._connect()
-        self._drop = self._transport.drop
+        self._drop: Callable[[Task], None] = self._transport.drop
         self._in_threads = not self.cluster.processes
         self._entries: dict[Any, Entry] = {}
         self._groups: dict[str, Group] = {}
@@ -95,6 +95,7 @@ class Client(Submission):
         self._tokens: list[Token[Client | None]] = []
         self._close_lock = threading.Lock()
         self._closed = False
+        self._board.clients.add(self)
         _registry.clients.add(self)
         if set_as_default:
             _registry.defaults.append(weakref.ref(self))
@@ -116,15 +117,21 @@ class Client(Submission):
         A running task may delay it by half a second; then its process is ended, with all that it started.
         """
         with self._close_lock:
-            if self._closed:
+            if not self._finalizer.alive:
                 return
-            self._closed = True
-            self._transport.cancel(list(self._entries.values()), "client closed", force=False)
             with self._board.lock:
-                for entry in list(self._entries.values()):
-                    self._board.cancel_one(entry, "client closed", None)
+                entries = list(self._entries.values())
+                self._end()
+            self._transport.cancel(entries, "client closed", force=False)
             self._finalizer()
             _registry.defaults[:] = [ref for ref in _registry.defaults if ref() not in (None, self)]
+
+    def _end(self) -> None:
+        """Take nothing more, and cancel all futures; with the board's lock held."""
+        self._closed = True
+        self._drop = _ignore
+        for entry in list(self._entries.values()):
+            self._board.cancel_one(entry, "client closed", None)
 
     def __enter__(self) -> Self:
         self._tokens.append(_registry.current.set(self))
@@ -313,6 +320,10 @@ def _release(transport: Any, callbacks: CallbackThread, cluster: LocalCluster | 
     transport.close()
     if cluster is not None:
         cluster.close()
+
+
+def _ignore(_task: Task) -> None:
+    """Take note of a dropped handle after the end."""
 
 
 def _close_all() -> None:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ._registry import known_entry
-from ._state import CANCELLED, ERROR, FINISHED, PENDING, Callbacks, Entry, Latch, StandardWaiters
+from ._state import CANCELLED, ERROR, FINISHED, PENDING, RELEASED, Callbacks, Entry, Latch, StandardWaiters
 from .errors import ClosedClientError, FutureCancelledError
 
 if TYPE_CHECKING:
@@ -74,9 +74,11 @@ class Future(concurrent.futures.Future[Any]):
     None for a cancelled future. All methods may be called from any thread.
     """
 
-    __slots__ = ("_entry", "_released", "_waiters_list")
+    __slots__ = ("_entry", "_foreign_key", "_released", "_waiters_list")
 
     _entry: Entry | None
+    #: its key, where it is bound to no client
+    _foreign_key: Any
     _released: bool
 
     def __init__(self, entry: Entry | None) -> None:
@@ -98,7 +100,7 @@ class Future(concurrent.futures.Future[Any]):
     @property
     def key(self) -> Any:
         """Name of the task: equal for equal calls of pure functions."""
-        return self._bound().key
+        return self._foreign_key if self._entry is None else self._entry.key
 
     @property
     def client(self) -> Client:
@@ -119,7 +121,10 @@ class Future(concurrent.futures.Future[Any]):
     def type(self) -> type | None:
         """Class of the result, once it is finished; None before, on errors, or if it is not known here."""
         entry = self._bound()
-        return entry.client._transport.type_of(entry.outcome) if entry.status is FINISHED else None
+        outcome = entry.outcome  # another thread may cancel it, which takes the outcome away
+        if entry.status is not FINISHED or outcome is None:
+            return None
+        return entry.client._transport.type_of(outcome)
 
     def done(self) -> bool:
         """Say whether the task has finished, failed or was cancelled. Never blocks."""
@@ -136,7 +141,7 @@ class Future(concurrent.futures.Future[Any]):
     def __repr__(self) -> str:
         entry = self._entry
         if entry is None:
-            return "<Future: not bound to a client>"
+            return f"<Future: not bound to a client, key: {self._foreign_key}>"
         kind = self.type if entry.status is FINISHED else None
         shown = f" type: {kind.__name__}," if kind is not None else ""
         return f"<Future: status: {entry.status},{shown} key: {entry.key}>"
@@ -193,21 +198,29 @@ class Future(concurrent.futures.Future[Any]):
     def _load(entry: Entry) -> Any:
         try:
             return entry.client._transport.load(entry.outcome, entry.key)
-        except OSError:
-            if entry.status is CANCELLED:  # in this very moment, by another thread
+        except Exception:
+            if entry.status is CANCELLED:  # in this very moment, by another thread, which took the outcome away
                 raise _cancelled_error(entry) from None
             raise
 
     @staticmethod
     def _failure(entry: Entry) -> tuple[BaseException, TracebackType | None]:
         """Return the exception of an entry that failed, always the same object, and its remote traceback."""
-        with entry.client._board.lock:
+        lock = entry.client._board.lock
+        with lock:
             if entry.status is CANCELLED:
                 return _cancelled_error(entry), None
-            if entry.error is None:
-                loaded = entry.client._transport.load_error(entry.outcome)
-                entry.error = (loaded, loaded.__traceback__)
-            return entry.error
+            known, outcome = entry.error, entry.outcome
+        if known is None:
+            # Not under the lock: it runs the exception's own code.
+            loaded = entry.client._transport.load_error(outcome)
+            known = (loaded, loaded.__traceback__)
+            with lock:
+                if entry.outcome is outcome:  # else it was retried, or cancelled
+                    if entry.error is None:
+                        entry.error = known
+                    known = entry.error
+        return known
 
     def exception(self, timeout: Duration = None) -> BaseException | None:
         """Wait for the task and return the exception it raised; None if it has finished or was cancelled.
@@ -256,7 +269,7 @@ class Future(concurrent.futures.Future[Any]):
                 return
             self._released = True
             if entry.handles == 1:
-                client._board.cancel_one(entry, "released", None)
+                client._board.cancel_one(entry, *RELEASED)
         client._transport.drop(entry)
 
     def __del__(self) -> None:
@@ -289,6 +302,10 @@ class Future(concurrent.futures.Future[Any]):
         return self.exception()
 
     @property
+    def _result(self) -> Any:  # type: ignore[override]
+        return self.result() if self._bound().status is FINISHED else None
+
+    @property
     def _waiters(self) -> StandardWaiters:  # type: ignore[override]
         entry = self._bound()
         with entry.client._board.lock:
@@ -304,7 +321,10 @@ def _cancelled_error(entry: Entry) -> FutureCancelledError:
 
 def _rebind(key: Any) -> Future:
     """Rebuild a pickled future: bound to the client of this process that knows the key, or else unbound."""
-    return Future(known_entry(key))
+    future = Future(known_entry(key))
+    if future._entry is None:
+        future._foreign_key = key
+    return future
 
 
 class Deadline:

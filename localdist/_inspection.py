@@ -99,8 +99,8 @@ class Inspection:
         """Return where the results are, by key: in the store, which all workers reach; () while there is none."""
         self._check_open()
         keys = list(self._entries) if futures is None else [f.key for f in futures_in(futures, Future)]
-        everywhere = tuple(self._transport.workers())
-        return {k: everywhere if self.futures.get(k) == "finished" else () for k in keys}
+        everywhere, status = tuple(self._transport.workers()), self.futures
+        return {k: everywhere if status.get(k) == "finished" else () for k in keys}
 
     def __repr__(self) -> str:
         if self._closed:

@@ -38,16 +38,20 @@ def default_client(c: Client | None = None) -> Client:
 
 
 def known_entry(key: Any) -> Entry | None:
-    """Return the entry for a key that was unpickled, with a handle more, or None: for `Future`'s unpickling."""
-    try:
-        client = default_client()
-    except ValueError:
-        return None
-    with client._board.lock:
-        entry = client._entries.get(key)
-        if entry is not None:
-            entry.handles += 1
-        return entry
+    """Return the entry for a key that was unpickled, with a handle more, or None: for `Future`'s unpickling.
+
+    It is looked for in the current client, in default ones, the newest first, and in the others.
+    """
+    candidates = [current.get(), *[ref() for ref in reversed(defaults)], *list(clients)]
+    for client in candidates:
+        if client is None or client._closed:
+            continue
+        with client._board.lock:
+            entry = client._entries.get(key)
+            if entry is not None:
+                entry.handles += 1
+                return entry
+    return None
 
 
 if hasattr(os, "register_at_fork"):

@@ -10,6 +10,7 @@ import _thread
 import gc
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,6 +25,8 @@ PENDING = "pending"
 FINISHED = "finished"
 ERROR = "error"
 CANCELLED = "cancelled"
+#: reason and message of a future that was given up
+RELEASED = ("released", None)
 
 
 class _Pause:
@@ -110,6 +113,8 @@ class Board:
         self.lock = threading.RLock()
         #: what `concurrent.futures` locks when it looks at a future
         self.condition = threading.Condition(self.lock)
+        #: clients of the engine
+        self.clients: weakref.WeakSet[Client] = weakref.WeakSet()
 
     # -- the scheduler's thread (see `localdist._dispatch._engine.Listener`)
 
@@ -140,6 +145,12 @@ class Board:
                 if entry.status is ERROR:
                     entry.status, entry.error = PENDING, None
 
+    def closed(self) -> None:
+        """Let the clients of an engine that has ended take nothing more, and cancel what they hold."""
+        with self.lock:
+            for client in list(self.clients):
+                client._end()
+
     def drop_handles(self, tasks: Sequence[Any]) -> list[Task]:
         """Count a handle less for each; return those that have none left."""
         gone: list[Task] = []
@@ -150,8 +161,11 @@ class Board:
                     entries = entry.options.owner._entries
                     if entries.get(entry.key) is entry:
                         del entries[entry.key]
-                    # A handle that was released explicitly may still look at it.
-                    entry.status = CANCELLED
+                    # A handle that was released explicitly may still look at it, or be waited for.
+                    if entry.watchers is not None:
+                        self.cancel_one(entry, *RELEASED)
+                    elif entry.status is not CANCELLED:
+                        entry.status, entry.note = CANCELLED, RELEASED
                     gone.append(entry)
         return gone
 
@@ -244,12 +258,12 @@ class StandardWaiters(list):  # type: ignore[type-arg]  # a list for concurrent.
 
     def __init__(self, future: Future, entry: Entry, board: Board) -> None:
         super().__init__()
-        self._future = future
+        self._future = weakref.ref(future)  # who waits has a reference; this list lives in the future
         self._entry = entry
         self._board = board
 
     def append(self, waiter: Any) -> None:
-        """Watch the entry while there is a waiter, and no longer: this list keeps the future alive."""
+        """Watch the entry while there is a waiter."""
         super().append(waiter)
         if len(self) == 1:
             self._board.watch([self._entry], self)
@@ -262,13 +276,16 @@ class StandardWaiters(list):  # type: ignore[type-arg]  # a list for concurrent.
 
     def done(self, entry: Entry) -> None:
         """See `Watcher`."""
+        future = self._future()
+        if future is None:
+            return
         for waiter in self:
             if entry.status is CANCELLED:
-                waiter.add_cancelled(self._future)
+                waiter.add_cancelled(future)
             elif entry.status is ERROR:
-                waiter.add_exception(self._future)
+                waiter.add_exception(future)
             else:
-                waiter.add_result(self._future)
+                waiter.add_result(future)
 
 
 class Callbacks:

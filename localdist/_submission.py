@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import queue
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from marshal import dumps as marshal_dumps
 from typing import Any
 
@@ -16,7 +16,7 @@ from ._inspection import Inspection
 from ._key import ATOMS, Digests, Unstable, call_key, check_key, function_digest, function_name, random_key, token
 from ._schedule.records import Group, Lane, Options, Task
 from ._serialize import Function, FunctionTable, qualified_type
-from ._state import FINISHED, Board, Entry, collection_paused
+from ._state import CANCELLED, FINISHED, Board, Entry, collection_paused
 from ._wire import INLINE_MAX
 from .errors import SerializationError
 
@@ -91,6 +91,7 @@ class Submission(Inspection):
         function = self._describe(func)
         if key is not None:
             check_key(key)
+            self._settle_if_known((key,))
         elif pure and function.digest is not None and not kwargs:
             # The hot path: plain arguments are named and pickled in one step.
             for value in args:
@@ -117,6 +118,7 @@ class Submission(Inspection):
         prefix: str | None = None,
     ) -> Future:
         """Submit any call: with futures, large or odd arguments."""
+        self._check_open()
         args, kwargs, futures = extract(args, dict(kwargs), Future)
         inputs = [self._own_entry(future) for future in futures]
         digests = Digests()
@@ -127,11 +129,19 @@ class Submission(Inspection):
             if entry is not None:
                 entry.handles += 1
                 return Future(entry)
+        if any(entry.status is CANCELLED for entry in inputs):
+            return self._lost(key, function, options)
         try:
             call, dependencies = self._transport.encode(function, func, args, kwargs, inputs, digests)
         except SerializationError as e:
             raise SerializationError(e.what, e.type_name, key, e.detail) from e.__cause__
         return self._enter(key, function, call, dependencies, options)
+
+    def _lost(self, key: Any, function: Function, options: Options) -> Future:
+        """Return a future that is cancelled, because what it would depend on is."""
+        entry = Entry(key, Group(function.name), function, None, (), options)
+        entry.status, entry.note = CANCELLED, ("lost dependencies", None)
+        return Future(entry)
 
     def _enter(
         self, key: Any, function: Function, call: Any, dependencies: tuple[Task, ...], options: Options
@@ -140,13 +150,25 @@ class Submission(Inspection):
         name = function.name
         group = self._groups.get(name) or self._groups.setdefault(name, Group(name))
         with self._board.lock:
+            if self._closed:
+                self._check_open()
             entry = self._entries.get(key)
             if entry is not None:
                 entry.handles += 1
+                if dependencies:
+                    # Another thread was faster. Data that was stored for this call go as those of its twin.
+                    twin = Entry(key, group, function, call, dependencies, options)
+                    self._transport.submit_one(twin)
+                    self._transport.drop(twin)
                 return Future(entry)
             self._entries[key] = entry = Entry(key, group, function, call, dependencies, options)
             self._transport.submit_one(entry)
         return Future(entry)
+
+    def _settle_if_known(self, keys: Iterable[Any]) -> None:
+        """If one of these keys seems to be in use, let handles count that were dropped and not yet counted."""
+        if any(key in self._entries for key in keys):
+            self._transport.settle()
 
     def _describe(self, func: Callable[..., Any]) -> Function:
         if not callable(func):
@@ -282,6 +304,7 @@ class Submission(Inspection):
         while part := list(itertools.islice(elements, chunk)):
             new: list[Entry] = []
             with lock:
+                self._check_open()
                 for args in part:
                     payload = marshal_dumps(args, 2)
                     if numbered:
@@ -331,6 +354,7 @@ class Submission(Inspection):
                 raise ValueError(f"map has {len(elements)} elements but {len(keys)} keys")
             for one in keys:
                 check_key(one)
+            self._settle_if_known(keys)
         prefix = str(key) if key is not None and keys is None else function.name
         run = random_key(prefix)
         # Keyword arguments are the same for all elements: they are described, and stored if large, once.
@@ -391,6 +415,7 @@ class Submission(Inspection):
         if isinstance(data, (Iterator, queue.Queue)):
             raise TypeError(f"scatter takes data, not {qualified_type(data)}")
         if kind is dict:
+            self._settle_if_known(data)
             return {key: self._scatter_one(value, key, hashed=hash) for key, value in data.items()}
         if kind in (list, tuple, set, frozenset):
             return kind([self._scatter_one(value, None, hashed=hash) for value in data])
@@ -415,22 +440,37 @@ class Submission(Inspection):
             key = f"{name}-{digest.hex()}"
         else:
             key = random_key(name)
+        # Of data without a description one cannot tell whether they are the same.
+        note = ("data", digest.hex() if digest is not None else random_key(name))
         with self._board.lock:
-            entry = self._entries.get(key)
-            if entry is not None:
-                if explicit and entry.note != ("data", repr(digest)):
-                    raise ValueError(f"the key {key!r} is in use; release its futures first")
-                entry.handles += 1
-                return Future(entry)
+            known = self._stored(key, note, explicit=explicit)
+            if known is not None:
+                return known
         outcome = self._transport.put(value)
         group = self._groups.setdefault(name, Group(name))
+        entry = Entry(key, group, None, None, (), self._options)
+        entry.outcome = outcome
+        entry.status = FINISHED
+        entry.note = note
         with self._board.lock:
-            entry = Entry(key, group, None, None, (), self._options)
-            entry.outcome = outcome
-            entry.status = FINISHED
-            entry.note = ("data", repr(digest))
+            self._check_open()
+            known = self._stored(key, note, explicit=explicit)  # another thread may have been faster
+            if known is not None:
+                self._transport.store([entry])
+                self._transport.drop(entry)
+                return known
             self._entries[key] = entry
             self._transport.store([entry])
+        return Future(entry)
+
+    def _stored(self, key: Any, note: tuple[str, str], *, explicit: bool) -> Future | None:
+        """Return a future of the data that this key names already, if any; with the board's lock held."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        if explicit and entry.note != note:
+            raise ValueError(f"the key {key!r} is in use; release its futures first")
+        entry.handles += 1
         return Future(entry)
 
 

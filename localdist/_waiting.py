@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from ._future import Deadline, Duration, Future, _cancelled_error
 from ._graph import futures_in
 from ._serialize import qualified_type
-from ._state import CANCELLED, ERROR, PENDING, Entry, Latch
+from ._state import CANCELLED, ERROR, PENDING, Board, Entry, Latch
 from .errors import FuturesCancelledError
 
 #: Not the builtin on Python 3.10.
@@ -89,22 +89,41 @@ def wait(fs: Any, timeout: Duration = None, return_when: str = ALL_COMPLETED) ->
 
 
 def _wait_for(futures: list[Future], pending: list[Entry], timeout: Duration, wanted: int | None) -> None:
-    client = pending[0].client
-    latch = Latch(len(pending), wanted=wanted)
     deadline = Deadline(timeout)
-    for board in {entry.client._board: None for entry in pending}:
-        board.watch([e for e in pending if e.client._board is board], latch)
+    boards = list({entry.client._board: None for entry in pending})
     try:
-        opened = latch.wait(deadline.left())
+        if len(boards) > 1 and wanted is not None:
+            opened = _first_of(futures, deadline)
+        else:
+            shares = [[entry for entry in pending if entry.client._board is board] for board in boards]
+            opened = all(_opens(board, share, wanted, deadline) for board, share in zip(boards, shares, strict=True))
     except KeyboardInterrupt:
-        client.cancel([f for f in futures if not f.done() and f.client is client], reason="interrupted")
+        for future in futures:
+            if not future.done() and future.client.status == "running":
+                future.cancel(reason="interrupted")
         raise
-    finally:
-        for entry in pending:
-            entry.client._board.unwatch([entry], latch)
     if not opened:
         left = sum(entry.status is PENDING for entry in pending)
         raise TimeoutError(f"{left} of {len(futures)} futures have not ended within {timeout} s")
+
+
+def _opens(board: Board, entries: list[Entry], wanted: int | None, deadline: Deadline) -> bool:
+    """Wait until `wanted` (default: all) entries of one board have ended; say whether they have, in time."""
+    latch = Latch(len(entries), wanted=wanted)
+    board.watch(entries, latch)
+    try:
+        return latch.wait(deadline.left())
+    finally:
+        board.unwatch(entries, latch)
+
+
+def _first_of(futures: list[Future], deadline: Deadline) -> bool:
+    """Wait for any of some futures, whoever's they are; say whether one has ended in time."""
+    try:
+        next(as_completed(futures, timeout=deadline.left()))
+    except TimeoutError:
+        return False
+    return True
 
 
 class as_completed:  # noqa: N801  (the field's own name)

@@ -105,6 +105,14 @@ class Transport(ABC):
         """Let these tasks run although nobody waits for them."""
 
     @abstractmethod
+    def settle(self) -> None:
+        """Return when all that was said before, dropped handles included, has taken effect. Not for finalizers.
+
+        Raises:
+            ClosedClientError: the scheduler has ended.
+        """
+
+    @abstractmethod
     def retry(self, tasks: Sequence[Task]) -> None:
         """Run these failed tasks again."""
 

@@ -116,6 +116,7 @@ def workers_of(client):
 @pytest.fixture
 def client():
     with Client(n_workers=2, threads_per_worker=1) as c:
+        c.wait_for_workers(2, timeout=20)
         yield c
 
 

@@ -40,6 +40,9 @@ class Crew:
         self._post = post
         #: names that a worker should have
         self._names: list[Any] = list(range(settings.n_workers))
+        #: how many may be starting at a time: with one per processor, and one left for this process, the first is
+        #: ready soonest
+        self._start_at_once = 1
         #: workers that were started and have not ended
         self.workers: list[ProcessWorker | ThreadWorker] = []
         self._new_threads: list[ThreadWorker] = []
@@ -65,7 +68,9 @@ class Crew:
         if self._settings.processes:
             import loky
 
-            self._environment = thread_environment(loky.cpu_count(), self._settings.n_workers)
+            cpus = loky.cpu_count()
+            self._start_at_once = max(1, cpus - 1)
+            self._environment = thread_environment(cpus, self._settings.n_workers)
         self.keep_up(monotonic())
 
     def keep_up(self, _now: float) -> None:
@@ -74,9 +79,11 @@ class Crew:
         if self.broken is not None or len(self.workers) >= len(self._names):
             return
         present = {worker.record.name for worker in self.workers}
+        starting = sum(not worker.ready for worker in self.workers)
         for name in self._names:
-            if name not in present:
+            if name not in present and (starting < self._start_at_once or not self._settings.processes):
                 self._start_one(name)
+                starting += 1
                 if self.broken is not None:
                     return
 
@@ -116,6 +123,7 @@ class Crew:
         """Take note that a worker can take tasks."""
         self._failed_starts = 0
         self._any_started = True
+        self.changed = True  # the next one may start
         with self._changed:
             self._ready += 1
             self._changed.notify_all()

@@ -60,6 +60,9 @@ class Listener(Protocol):
     def drop_handles(self, tasks: Sequence[Task]) -> list[Task]:
         """Count a handle less for each; return those that have none left."""
 
+    def closed(self) -> None:
+        """The engine has ended: nothing that is submitted from now on will be done."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -181,6 +184,14 @@ class Engine:
         if not ok:
             raise result
         return result
+
+    def settle(self) -> None:
+        """Return when everything that was posted before has been dealt with.
+
+        Raises:
+            ClosedClientError: the engine has ended.
+        """
+        self.call(self._drain_all)
 
     def wait_ready(self, timeout: float | None) -> None:
         """Wait until one worker can take tasks.
@@ -329,6 +340,10 @@ class Engine:
         if n_drops and n_items <= _INBOX_CHUNK:
             self._released([drops.popleft() for _ in range(n_drops)])
 
+    def _drain_all(self) -> None:
+        for _ in range(len(self._inbox) // _INBOX_CHUNK + 1):
+            self._drain()
+
     def _released(self, handles: list[Task]) -> None:
         gone = self.listener.drop_handles(handles)
         if gone:
@@ -473,8 +488,10 @@ class Engine:
     def _finish(self) -> None:
         self.status = "closed"
         self._closing.set()
+        self.listener.closed()
         self.handle_quietly(events.AllDropped("client closed"))
         self.crew.close()
+        self._handles.clear()  # a client that somebody keeps shall not keep descriptors of processes
         self.values.close()
         while self._inbox:
             item = self._inbox.popleft()

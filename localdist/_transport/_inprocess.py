@@ -149,6 +149,9 @@ class InProcess(Transport):
     def keep(self, tasks: Sequence[Task]) -> None:
         self._engine.post(events.TasksKept(tasks))
 
+    def settle(self) -> None:
+        self._engine.settle()
+
     def retry(self, tasks: Sequence[Task]) -> None:
         self._engine.post(events.TasksRetried(tasks))
 
