@@ -151,7 +151,7 @@ class LocalCluster:
         """The workers that can take tasks, by name."""
         if self._engine.closed:
             return {}
-        described: dict[str, dict[str, Any]] = self._engine.call(self._engine.crew.describe)
+        described = self._connect().workers()
         return {one["name"]: {"address": address, **one} for address, one in described.items()}
 
     @property

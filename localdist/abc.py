@@ -120,7 +120,7 @@ class Transport(ABC):
 
     @abstractmethod
     def workers(self) -> dict[str, dict[str, Any]]:
-        """Describe the workers that can take tasks, by address."""
+        """Describe the workers, by address; those that are starting are waited for."""
 
     @abstractmethod
     def wait_for_workers(self, count: int, timeout: float | None) -> None:

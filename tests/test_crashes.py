@@ -351,6 +351,21 @@ def test_the_pool_refills_to_its_size(client):
     assert not set(after) & set(before)
 
 
+def test_exit_codes_that_somebody_else_collects(client):
+    """Where the program collects exit codes itself (SIGCHLD ignored) deaths are still seen, at once, and cost as much."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        start = time.monotonic()
+        with pytest.raises(KilledWorker, match="ended in an unknown way") as caught:
+            client.submit(kill_me).result(30)
+        assert caught.value.exitcode is None
+        assert client.gather(client.map(inc, range(100))) == list(range(1, 101))
+        client.close()
+        assert time.monotonic() - start < 10  # several times the few hundred milliseconds that it takes
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_idle_death_is_noticed_without_work(client):
     """A worker that dies while nobody uses it is replaced, without anything being submitted."""
     old = pids(client)

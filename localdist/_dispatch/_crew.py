@@ -196,6 +196,13 @@ class Crew:
                     raise WorkerStartTimeoutError(self._ready, count, timeout)
                 self._changed.wait(left)
 
+    def wait_complete(self, timeout: float) -> None:
+        """Wait while workers are starting, `timeout` seconds at most. Any thread but the scheduler's may call this."""
+        deadline = monotonic() + timeout
+        with self._changed:
+            while self._ready < len(self._names) and self.broken is None and deadline > monotonic():
+                self._changed.wait(deadline - monotonic())
+
     # -- calls outside of the task queue
 
     def run(self, pickled: bytes, addresses: Iterable[str]) -> Call:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .._serialize import Function
     from ._values import ValueStore
 
+#: What multiprocessing is told of an exit code that somebody else has collected.
+_UNKNOWN = 255
 #: Functions that a worker keeps; the oldest are forgotten, and sent again when they are needed.
 FUNCTIONS_KEPT = 256
 
@@ -219,6 +221,10 @@ class ProcessWorker:
             # waits for a pipe, which children that a task has forked keep open, so the code was asked for first.
             self.process.join(0.1 if self.exitcode is None else 0)
             self.exitcode = self.process.exitcode
+            if self.exitcode is None:
+                # Nobody will ever know, and multiprocessing would keep the process, and its pipe, until it does.
+                self.process._popen.returncode = _UNKNOWN
+                self.process.join(0)
             return True
         return False
 

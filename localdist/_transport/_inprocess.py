@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .._dispatch._engine import Engine
     from .._serialize import Function
 
+#: How long a question about the workers waits for those that are starting, in seconds.
+_START_LIMIT = 10.0
 #: The group of data that is part of a call; never measured, since data does not run.
 _DATA = Group("data")
 
@@ -158,6 +160,7 @@ class InProcess(Transport):
     # -- workers
 
     def workers(self) -> dict[str, dict[str, Any]]:
+        self._engine.crew.wait_complete(_START_LIMIT)
         described: dict[str, dict[str, Any]] = self._engine.call(self._engine.crew.describe)
         return described
 

@@ -383,4 +383,4 @@ class SchedulerAgainstModel(RuleBasedStateMachine):
 
 
 TestSchedulerAgainstModel = SchedulerAgainstModel.TestCase
-TestSchedulerAgainstModel.settings = settings(max_examples=3000, stateful_step_count=60)
+TestSchedulerAgainstModel.settings = settings(max_examples=60, stateful_step_count=40)
