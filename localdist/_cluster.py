@@ -134,6 +134,10 @@ class LocalCluster:
             raise
 
     def _connect(self) -> Transport:
+        self._engine.clients += 1
+        return self._reach()
+
+    def _reach(self) -> Transport:
         return (InProcess if self.processes else InThreads)(self._engine, owns=False)
 
     @property
@@ -151,7 +155,7 @@ class LocalCluster:
         """The workers that can take tasks, by name."""
         if self._engine.closed:
             return {}
-        described = self._connect().workers()
+        described = self._reach().workers()
         return {one["name"]: {"address": address, **one} for address, one in described.items()}
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import queue
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from marshal import dumps as marshal_dumps
 from typing import Any
 
@@ -22,6 +23,17 @@ from .errors import SerializationError
 
 #: Elements of `map` that are handed to the scheduler at a time: the first run while the last are being named.
 _MAP_CHUNK = 2_000
+
+
+@contextmanager
+def forgetting(entries: dict[Any, Entry], new: list[Entry]) -> Iterator[None]:
+    """Forget new entries when Ctrl-C comes: an equal call must not wait for a task that may never have left."""
+    try:
+        yield
+    except BaseException:
+        for entry in new:
+            entries.pop(entry.key, None)
+        raise
 
 
 class Submission(Inspection):
@@ -162,7 +174,11 @@ class Submission(Inspection):
                     self._transport.drop(twin)
                 return Future(entry)
             self._entries[key] = entry = Entry(key, group, function, call, dependencies, options)
-            self._transport.submit_one(entry)
+            try:
+                self._transport.submit_one(entry)
+            except BaseException:  # as in `forgetting`, which costs more than one task should
+                del self._entries[key]
+                raise
         return Future(entry)
 
     def _settle_if_known(self, keys: Iterable[Any]) -> None:
@@ -303,7 +319,7 @@ class Submission(Inspection):
         first: dict[Entry, Future] | None = None
         while part := list(itertools.islice(elements, chunk)):
             new: list[Entry] = []
-            with lock:
+            with lock, forgetting(entries, new):
                 self._check_open()
                 for args in part:
                     payload = marshal_dumps(args, 2)

@@ -76,7 +76,7 @@ class SerializationError(LocaldistError, TypeError):
     def __str__(self) -> str:
         of_task = f" of task {self.key!r}" if self.key is not None else ""
         return (
-            f"the {self.what}{of_task} cannot be pickled: type {self.type_name}: {self.detail}. "
+            f"the {self.what}{of_task} cannot be pickled: type {self.type_name}: {self.detail.rstrip('.')}. "
             "Pass something picklable: open files, sockets, locks and generators must be made inside the task, "
             "and a class can say how it travels with __reduce__"
         )

@@ -100,7 +100,7 @@ class Crew:
         told = WorkerSettings(address, name, record.slots, self._values.folders, settings.initializer is not None)
         try:
             process = ProcessWorker(record, told, self._environment, settings.initializer)
-        except OSError as e:
+        except Exception as e:  # noqa: BLE001  (loky's helper processes may fail in many ways)
             self.fail(WorkerStartError(None, f"{type(e).__name__}: {e}"))
             return
         self.workers.append(process)

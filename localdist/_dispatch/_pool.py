@@ -90,6 +90,9 @@ def _interrupts_blocked() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # its start, which would be part of the first process's, unblocks the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -263,16 +266,18 @@ def end_all(processes: Iterable[Any]) -> None:
 
 def startup_complaint(environment: dict[str, str]) -> str:
     """Find out why a worker process ends before it can speak: start one with its standard error in our hands."""
-    code = "import loky.backend.popen_loky_posix, localdist._worker._process"
-    if sys.platform == "win32":
-        code = code.replace("posix", "win32")
+    popen = f"loky.backend.popen_loky_{'win32' if sys.platform == 'win32' else 'posix'}"
+    # As loky does it: the path of this process is set when loky has been found without it.
+    code = f"import {popen}, sys; sys.path = {[p or os.getcwd() for p in sys.path]!r}; import localdist._worker._process"
     try:
         probe = subprocess.run(
             [sys.executable, "-c", code],
-            env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             text=True,
+            errors="replace",
             timeout=10,
             check=False,
         )

@@ -50,6 +50,8 @@ class ValueStore:
         self._unmapped: deque[str] = deque()
         #: True when `settle` has something to do at once
         self.unsettled = False
+        #: when `settle` is due although nothing happens; None: never
+        self.deadline: float | None = None
         self._warned = False
 
     # -- the client's threads ------------------------------------------------------------------------------------
@@ -144,6 +146,7 @@ class ValueStore:
                 self._ledger.unmapped(self._unmapped.popleft(), CLIENT, now)
             self._ledger.expire(now)
             orders = self._ledger.take_orders()
+            self.deadline = self._ledger.next_deadline()
         if not orders:
             return {}
         for name in orders.orphans:
@@ -156,10 +159,6 @@ class ValueStore:
             for name in own.discard:
                 self._writer.discard(name)
         return writers
-
-    def next_deadline(self) -> float | None:
-        """Say when `settle` is due although nothing happens."""
-        return self._ledger.next_deadline()
 
     def statistics(self) -> dict[str, int]:
         """Say how many bytes values take, and how many are kept warm for reuse."""

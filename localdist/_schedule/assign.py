@@ -8,6 +8,8 @@ longer than estimated; as soon as another worker has room, the ones behind it ar
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from .queue import ReadyQueue
 from .records import Lane, State, Task, Worker
 
@@ -46,8 +48,9 @@ class Assignment:
         self.lanes: dict[Lane, LaneQueue] = {}
         #: every worker, with the lanes above that it may take from
         self.workers: dict[Worker, list[LaneQueue]] = {}
-        #: workers with room; the last one came last, and gets work first (its caches are warm)
-        self.hungry: dict[Worker, None] = {}
+        #: workers with room. The last one gets work first: those with an idle slot stand behind the others, and among
+        #: them the one that became idle last (its caches are warm)
+        self.hungry: OrderedDict[Worker, None] = OrderedDict()
         #: workers that hold tasks they have not begun and that are not being recalled; longest silent first
         self.loaded: dict[Worker, None] = {}
 
@@ -152,10 +155,14 @@ class Assignment:
             # Being sent work is no sign of life: a worker that is here already keeps its place.
             self.loaded.setdefault(worker)
         if count < worker.slots or (worker.load < LOW * worker.slots and not worker.stuck):
-            self.hungry.pop(worker, None)
-            self.hungry[worker] = None
+            self._put_in_line(worker)
         else:
             self.hungry.pop(worker, None)
+
+    def _put_in_line(self, worker: Worker) -> None:
+        self.hungry[worker] = None
+        # What is sent to a busy one may wait there, behind a task that takes longer than estimated.
+        self.hungry.move_to_end(worker, last=len(worker.outstanding) < worker.slots)
 
     # -- decisions -----------------------------------------------------------------------------------------------
 
@@ -164,7 +171,7 @@ class Assignment:
         if not self.loaded or not self.hungry:
             return []
         worker = next(iter(self.loaded))
-        if now - worker.last_report < STALL or not self._room_beside(worker):
+        if now < worker.last_report + STALL or not self._room_beside(worker):
             return []
         worker.recalling = True
         del self.loaded[worker]
@@ -181,10 +188,30 @@ class Assignment:
         return len(self.hungry) > (worker in self.hungry)
 
     @property
-    def idle(self) -> bool:
-        """True while a worker has nothing to do at all."""
+    def waiting(self) -> bool:
+        """True while tasks wait for a worker with room."""
+        return bool(self.lanes) or len(self.common.queue) > 0
+
+    def idle_worker(self) -> Worker | None:
+        """Return a worker that has nothing to do at all, if nothing waits in the common lane."""
         worker = next(reversed(self.hungry), None)
-        return worker is not None and not worker.outstanding
+        return worker if worker is not None and not worker.outstanding and not len(self.common.queue) else None
+
+    def sent(self, worker: Worker, task: Task, now: float) -> None:
+        """Note that a task was sent to this worker without having been queued."""
+        if not worker.outstanding:
+            worker.last_report = now
+        estimate = task.group.seconds
+        self._hand_over(worker, task, TARGET if estimate is None else max(estimate, OVERHEAD))
+        self._update(worker)
+
+    @staticmethod
+    def _hand_over(worker: Worker, task: Task, cost: float) -> None:
+        """Enter a task, whose estimated cost is in seconds, into a worker's books."""
+        task.cost = cost
+        task.worker = worker
+        worker.load += cost
+        worker.outstanding[task.seq] = task
 
     def assign(self, now: float) -> list[tuple[Worker, list[Task]]]:
         """Hand out ready tasks to workers with room; they leave here PROCESSING."""
@@ -209,7 +236,7 @@ class Assignment:
                 if self.hungry.pop(worker, 0) is None:
                     aside.append(worker)
         for worker in reversed(aside):
-            self.hungry[worker] = None
+            self._put_in_line(worker)
         if len(self.common.queue):
             self._fill_slots(aside, self.common, now, batches)
         return batches
@@ -245,7 +272,7 @@ class Assignment:
         lanes = self.workers[worker]
         budget = TARGET * slots - worker.load
         batch: list[Task] = []
-        processing = State.PROCESSING
+        processing, hand_over = State.PROCESSING, self._hand_over
         pop = self.common.queue.pop if not lanes else lambda: self._pop_any(worker, lanes)
         while len(batch) < share:
             if len(outstanding) >= slots and budget <= 0:
@@ -259,12 +286,9 @@ class Assignment:
                 self._take_back(worker, task)
                 break
             budget -= cost
-            task.cost = cost
-            worker.load += cost
             # The hot path: `dispatch`, whose start state the queue has checked.
             task.state = processing
-            task.worker = worker
-            outstanding[task.seq] = task
+            hand_over(worker, task, cost)
             batch.append(task)
         return batch
 

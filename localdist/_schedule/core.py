@@ -41,6 +41,7 @@ MOVES: dict[str, dict[State, State]] = {
         State.ERRED: State.READY,
     },
     "dispatch": {State.READY: State.PROCESSING},
+    "send": {State.NEW: State.PROCESSING},
     "finish": {State.NEW: State.FINISHED, State.PROCESSING: State.FINISHED},
     "fail": {State.NEW: State.ERRED, State.WAITING: State.ERRED, State.PROCESSING: State.ERRED},
     "pair": {State.NEW: State.TWIN},
@@ -96,11 +97,12 @@ class Scheduler:
         if self._recalls:
             out += [actions.Recall(worker, seqs) for worker, seqs in self._recalls.items()]
             self._recalls = {}
-        for worker in self.assignment.stalled(now):
-            out.append(actions.Recall(worker))
-        for worker, tasks in self.assignment.assign(now):
-            self._tell("dispatched", tasks, worker.address)
-            out.append(actions.Dispatch(worker, tasks))
+        if self.assignment.loaded:
+            out += [actions.Recall(worker) for worker in self.assignment.stalled(now)]
+        if self.assignment.waiting:
+            for worker, tasks in self.assignment.assign(now):
+                self._tell("dispatched", tasks, worker.address)
+                out.append(actions.Dispatch(worker, tasks))
         # Announcements last: the workers start while the client's threads are woken.
         if self._reset:
             out.append(actions.AnnouncePending(self._reset))
@@ -153,6 +155,26 @@ class Scheduler:
         if run:
             self.assignment.extend(run)
         self._tell("submitted", event.tasks)
+
+    def take_number(self) -> int:
+        """Return the next number of a task that is sent before it is submitted (`events.TaskSent`)."""
+        self._seq += 1
+        return self._seq
+
+    def _sent(self, event: events.TaskSent) -> None:
+        task, worker = event.task, event.worker
+        if worker.address not in self.workers:
+            # It has died meanwhile. The task was lost with it, and nobody is to blame.
+            self._submitted(events.TasksSubmitted((task,)))
+            return
+        if task.key in self.tasks:
+            # What the worker makes of it has no taker; the other one's outcome serves for both.
+            self._pair(self.tasks[task.key], task)
+        else:
+            self.tasks[task.key] = task
+            self._move(task, "send")
+        self.assignment.sent(worker, task, self._now)
+        self._tell("sent at once", (task,), worker.address)
 
     def _stored(self, event: events.ValuesStored) -> None:
         for task in event.tasks:
@@ -543,6 +565,7 @@ class Scheduler:
 
     _HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
         events.TasksSubmitted: _submitted,
+        events.TaskSent: _sent,
         events.ValuesStored: _stored,
         events.TasksReported: _reported,
         events.TasksRecalled: _recalled,

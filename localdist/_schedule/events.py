@@ -16,6 +16,14 @@ class TasksSubmitted:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskSent:
+    """Somebody wants this task, and has sent it to a worker that was idle, under a number from `take_number`."""
+
+    worker: Worker
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
 class ValuesStored:
     """These tasks were never calls: their `outcome` is data that a client put in."""
 
@@ -106,6 +114,7 @@ class DeadlineReached:
 
 Event = (
     TasksSubmitted
+    | TaskSent
     | ValuesStored
     | TasksReported
     | TasksRecalled
