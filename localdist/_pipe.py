@@ -138,14 +138,19 @@ class PatientWriter:
 
     def write(self, data: bytes) -> None:
         """Write whole frames, now or later. A reader that is gone is no error: its end is noticed elsewhere."""
-        if self._thread is not None:
+        if self._pending or self._thread is not None:
             self._pending.append(data)
-            self._more.release()
-        elif self._pending:
-            self._pending.append(data)
-        else:
-            self._pending.append(data)
-            self.flush()
+            if self._thread is not None:
+                self._more.release()
+            return
+        try:
+            written = os.write(self._fd, data)
+        except BlockingIOError:
+            written = 0
+        except OSError:
+            return
+        if written < len(data):
+            self._pending.append(memoryview(data)[written:])
 
     def flush(self) -> None:
         """Write as much as fits."""
@@ -238,19 +243,19 @@ class Poller:
         Returns:
             The tokens of the readable ones, and of the writeable ones.
         """
-        readable, writeable = [], []
+        readable: list[Any] = []
+        writeable: list[Any] = []
         if self._poll is None:
             # Windows tells connections, which it reads from, from handles of processes, which are plain numbers.
             watched = [c if hasattr(c, "recv_bytes") else fd for fd, (_, c) in self._readers.items()]
             ready_fds = [c if isinstance(c, int) else c.fileno() for c in wait(watched, timeout)]
         else:
-            ready_fds = []
-            for fd, _ in self._poll.poll(None if timeout is None else max(0.0, timeout * 1000)):
-                if fd in self._writers:
+            ready_fds = [fd for fd, _ in self._poll.poll(None if timeout is None else timeout * 1000)]
+            if self._writers:
+                for fd in self._writers.keys() & set(ready_fds):
                     writeable.append(self._writers.pop(fd))
                     self._poll.unregister(fd)
-                else:
-                    ready_fds.append(fd)
+                    ready_fds.remove(fd)
         for fd in ready_fds:
             token, _ = self._readers[fd]
             if token is None:

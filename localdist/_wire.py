@@ -36,12 +36,12 @@ class ReplyKind(IntEnum):
 
 
 class Item(NamedTuple):
-    """One task as it is sent to a worker."""
+    """One task as it is sent to a worker, as a plain tuple."""
 
     seq: int
     key: Any
-    #: id of its function
-    function: int
+    #: id of its function; once it has arrived, the function
+    function: Any
     #: pickled arguments; None: they are the first of `inputs`
     payload: bytes | None
     #: how many of `inputs` belong to the pickle of the arguments: the pickle itself if it is long, then its buffers
@@ -51,7 +51,7 @@ class Item(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A message on the task pipe."""
+    """A message on the task pipe, as a plain tuple."""
 
     #: functions that the worker does not have yet: id, pickle, whether it may keep the loaded object between calls
     functions: list[tuple[int, bytes, bool]]

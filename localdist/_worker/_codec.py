@@ -65,7 +65,7 @@ class ProcessCodec:
 
     def decode(self, item: Item) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         payload = item.payload
-        function: LoadedFunction = item.function  # type: ignore[assignment]  # ids were resolved on arrival
+        function: LoadedFunction = item.function
         if not item.inputs and payload is not None:
             if payload[0] == _MARSHALLED:
                 return function.get(item.key), marshal.loads(payload), {}

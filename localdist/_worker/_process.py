@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from .._pipe import FrameReader, FrameWriter
 from .._serialize import dump_error, pack_whole, unpack
 from .._store._segment import Folders, SegmentReader, SegmentWriter, remove_folders
-from .._wire import REPLY, Batch, Control, Item, ReplyKind
+from .._wire import REPLY, Control, Item, ReplyKind
 from ._codec import LoadedFunction, ProcessCodec
 from ._context import WorkerHandle
 from ._runner import Runner
@@ -67,13 +67,16 @@ class PipeChannel:
         return items
 
     def _unpack(self, body: bytes) -> list[Item]:
-        batch = Batch(*pickle.loads(body))
+        new, forget, lines = pickle.loads(body)  # see `Batch`
         functions = self._functions
-        for number, pickled, keep in batch.functions:
+        for number, pickled, keep in new:
             functions[number] = LoadedFunction(pickled, keep)
         # Resolved now: an id may be forgotten by a later message while its tasks still wait.
-        items = [Item(seq, key, functions[f], *rest) for seq, key, f, *rest in batch.items]  # type: ignore[arg-type]
-        for number in batch.forget:
+        items = [
+            Item(seq, key, functions[number], payload, parts, inputs)
+            for seq, key, number, payload, parts, inputs in lines
+        ]
+        for number in forget:
             del functions[number]
         return items
 
