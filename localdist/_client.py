@@ -117,13 +117,15 @@ class Client(Submission):
         A running task may delay it by half a second; then its process is ended, with all that it started.
         """
         with self._close_lock:
-            if not self._finalizer.alive:
+            ending = self._finalizer.detach()  # not called: at the interpreter's end `finalize` refuses that
+            if ending is None:
                 return
             with self._board.lock:
                 entries = list(self._entries.values())
                 self._end()
             self._transport.cancel(entries, "client closed", force=False)
-            self._finalizer()
+            _, release, parts, _ = ending
+            release(*parts)
             _registry.defaults[:] = [ref for ref in _registry.defaults if ref() not in (None, self)]
 
     def _end(self) -> None:
@@ -243,7 +245,7 @@ class Client(Submission):
         with self._board.lock:
             failed = [entry for entry in entries if entry.status is ERROR]
             for entry in failed:
-                entry.status, entry.error = PENDING, None
+                entry.status = PENDING
         if failed:
             self._transport.retry(failed)
 

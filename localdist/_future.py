@@ -80,6 +80,9 @@ class Future(concurrent.futures.Future[Any]):
     #: its key, where it is bound to no client
     _foreign_key: Any
     _released: bool
+    #: outcome, exception and remote traceback, once somebody has asked for them; not in the entry, which the scheduler
+    #: holds: an exception that is raised refers to frames, and so to futures
+    _failure: tuple[Any, BaseException, TracebackType | None] | None = None
 
     def __init__(self, entry: Entry | None) -> None:
         # The standard one makes a lock and a list for each; here those who wait bring their own.
@@ -186,13 +189,13 @@ class Future(concurrent.futures.Future[Any]):
         entry = self._wait(timeout)
         if entry.status is FINISHED:
             return self._load(entry)
-        error, traceback = self._failure(entry)
+        # A new object each time, held by nobody else: once raised it refers to the frames above, and so to futures.
+        error = self._load_failure(entry)[1]
         try:
-            # From the remote traceback, without what raising it here before has added.
-            raise error.with_traceback(traceback)
+            raise error
         finally:
             # The traceback refers to this frame: without this, error and frame keep each other alive.
-            del error, traceback, self
+            del error
 
     @staticmethod
     def _load(entry: Entry) -> Any:
@@ -204,22 +207,25 @@ class Future(concurrent.futures.Future[Any]):
             raise
 
     @staticmethod
-    def _failure(entry: Entry) -> tuple[BaseException, TracebackType | None]:
-        """Return the exception of an entry that failed, always the same object, and its remote traceback."""
-        lock = entry.client._board.lock
-        with lock:
+    def _load_failure(entry: Entry) -> tuple[Any, BaseException, TracebackType | None]:
+        """Return the outcome of an entry that has failed or was cancelled, its exception and remote traceback."""
+        with entry.client._board.lock:
             if entry.status is CANCELLED:
-                return _cancelled_error(entry), None
-            known, outcome = entry.error, entry.outcome
-        if known is None:
-            # Not under the lock: it runs the exception's own code.
-            loaded = entry.client._transport.load_error(outcome)
-            known = (loaded, loaded.__traceback__)
-            with lock:
-                if entry.outcome is outcome:  # else it was retried, or cancelled
-                    if entry.error is None:
-                        entry.error = known
-                    known = entry.error
+                return None, _cancelled_error(entry), None
+            outcome = entry.outcome
+        error = entry.client._transport.load_error(outcome)
+        return outcome, error, error.__traceback__
+
+    def _known_failure(self, entry: Entry) -> tuple[Any, BaseException, TracebackType | None]:
+        """Do as `_load_failure`, with always the same exception object while the outcome is the same."""
+        known = self._failure
+        if known is None or known[0] is not entry.outcome:
+            loaded = self._load_failure(entry)
+            with entry.client._board.lock:
+                if self._failure is known:  # else another thread was faster
+                    self._failure = loaded
+                known = self._failure
+                assert known is not None
         return known
 
     def exception(self, timeout: Duration = None) -> BaseException | None:
@@ -229,7 +235,7 @@ class Future(concurrent.futures.Future[Any]):
             TimeoutError: it has not ended within `timeout`.
         """
         entry = self._wait(timeout)
-        return self._failure(entry)[0] if entry.status is ERROR else None
+        return self._known_failure(entry)[1] if entry.status is ERROR else None
 
     def traceback(self, timeout: Duration = None) -> TracebackType | None:
         """Wait for the task and return the traceback of its exception: the user's frames; None if there is none.
@@ -238,7 +244,7 @@ class Future(concurrent.futures.Future[Any]):
             TimeoutError: it has not ended within `timeout`.
         """
         entry = self._wait(timeout)
-        return self._failure(entry)[1] if entry.status is ERROR else None
+        return self._known_failure(entry)[2] if entry.status is ERROR else None
 
     def add_done_callback(self, fn: Callable[[Any], object]) -> None:
         """Call ``fn(future)`` with this object when the task ends, or soon if it has.

@@ -12,7 +12,6 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ._schedule.records import Group, Options, Task
@@ -73,7 +72,7 @@ class Watcher(Protocol):
 class Entry(Task):
     """One key as its client sees it. All handles (`Future` objects) of the key share it."""
 
-    __slots__ = ("error", "handles", "note", "status", "watchers")
+    __slots__ = ("handles", "note", "status", "watchers")
 
     def __init__(
         self,
@@ -91,8 +90,6 @@ class Entry(Task):
         self.handles = 1
         #: those who wait for its end: nobody, one (the common case, which costs no list), or several
         self.watchers: Watcher | list[Watcher] | None = None
-        #: the exception it failed with and its remote traceback, once somebody has asked for it
-        self.error: tuple[BaseException, TracebackType | None] | None = None
         #: why it was cancelled, and what was said about it
         self.note: tuple[str, str | None] | None = None
 
@@ -143,7 +140,7 @@ class Board:
         with self.lock:
             for entry in tasks:
                 if entry.status is ERROR:
-                    entry.status, entry.error = PENDING, None
+                    entry.status = PENDING
 
     def closed(self) -> None:
         """Let the clients of an engine that has ended take nothing more, and cancel what they hold."""
@@ -176,7 +173,6 @@ class Board:
         if entry.status is not CANCELLED:
             entry.status = CANCELLED
             entry.note = (reason, msg)
-            entry.error = None
             entries = entry.client._entries
             if entries.get(entry.key) is entry:
                 del entries[entry.key]

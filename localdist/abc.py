@@ -72,7 +72,7 @@ class Transport(ABC):
 
     @abstractmethod
     def load_error(self, outcome: Any) -> BaseException:
-        """Return the exception of a failed task, with its traceback."""
+        """Return the exception of a failed task, with its traceback; a new object each time."""
 
     @abstractmethod
     def type_of(self, outcome: Any) -> type | None:

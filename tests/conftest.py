@@ -48,6 +48,7 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
 def client() -> Iterator[Client]:
     """Give a client of two worker processes that the tests of a module share; they leave nothing running in it."""
     client = Client(n_workers=2, threads_per_worker=1)
+    client.wait_for_workers(2)
     yield client
     client.close()
 

@@ -8,10 +8,12 @@ from multiprocessing.connection import Client as Connect
 from multiprocessing.connection import Connection, Listener
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from localdist import get_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from localdist import Client
 
@@ -102,9 +104,29 @@ def eventually(client: Client, condition: Callable[[], Any], seconds: float = 20
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not become true in time"
-        client.story("nothing")
+        settled(client)
 
 
 def settled(client: Client) -> None:
     """Return when the scheduler has dealt with all that was said to it before, such as dropped handles."""
-    client.story("nothing")
+    client._transport.settle()
+
+
+def still_running(pids: Iterable[int], seconds: float) -> list[int]:
+    """Wait up to some seconds for the end of any processes; return those that still run.
+
+    One that has ended and was not waited for by its parent (who may be the system's first process) has ended.
+    """
+    deadline = time.monotonic() + seconds
+    left = list(pids)
+    while left := [pid for pid in left if _is_running(pid)]:
+        if time.monotonic() > deadline:
+            break
+    return left
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

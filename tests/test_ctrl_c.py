@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 import localdist
+from tests.support import still_running
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="process groups and SIGINT are POSIX's")
 
@@ -99,10 +100,8 @@ def test_ctrl_c(program, tmp_path, how):
     folder, *pids = process.stdout.readline().split()
     begun = wait_for_lines(log, 2)
     wait_until_blocked(process.pid)
-    children = [psutil.Process(int(pid)) for pid in pids]
     os.killpg(process.pid, signal.SIGINT)
-    _, alive = psutil.wait_procs(children, timeout=2)
-    assert not alive
+    assert not still_running(map(int, pids), seconds=2)
     out, err = process.communicate(timeout=10)
     assert process.returncode == -signal.SIGINT
     assert out == ""
@@ -134,14 +133,13 @@ def test_ctrl_c_while_workers_start(program, tmp_path, delay):
     pressed = time.monotonic() + delay
     while time.monotonic() < pressed:
         continue
-    children = psutil.Process(process.pid).children(recursive=True)
+    children = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=10)
     assert process.returncode == -signal.SIGINT
     assert err.count("Traceback") == 1, err
     assert err.splitlines()[-1] == "KeyboardInterrupt"
-    _, alive = psutil.wait_procs(children, timeout=5)
-    assert not alive
+    assert not still_running(children, seconds=5)
     assert out == ""
 
 

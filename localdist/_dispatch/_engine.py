@@ -121,7 +121,7 @@ class Engine:
             self._poller.wake()
 
     def submit_one(self, task: Task) -> None:
-        """Let a task run. If a worker is idle, the calling thread sends it there itself, before the core knows of it.
+        """Let a task run. If a worker is idle, this thread sends it there itself, before the core knows of it.
 
         The caller may hold the listener's lock: nothing here waits for the mutex. Ctrl-C, or what the handler of another
         signal raises, may come at any point here; the core is never touched, so it stays whole.
@@ -139,7 +139,7 @@ class Engine:
         self.post(task)
 
     def _send_at_once(self, task: Task, worker: ProcessWorker) -> None:
-        """Send a task to an idle worker; the scheduler's thread hears of it when something wakes it, the reply at last."""
+        """Send a task to an idle worker; the scheduler's thread hears of it when it wakes, with the reply at last."""
         self._idle = None
         task.seq = self.core.take_number()
         # First the news, then the deed: a worker's reply never comes before the core knows of the task.
@@ -206,7 +206,7 @@ class Engine:
         Raises:
             ClosedClientError: the engine has ended.
         """
-        self.call(self._drain_all)
+        self.call(self._drain_drops)
 
     def wait_ready(self, timeout: float | None) -> None:
         """Wait until one worker can take tasks.
@@ -253,7 +253,13 @@ class Engine:
             self._drowsy = True
         self._idle = self._find_idle()
         self._asleep = True
-        if self._inbox or self._calls or (self._drops and not self._drowsy) or self._closing.is_set() or self.values.unsettled:
+        if (
+            self._inbox
+            or self._calls
+            or (self._drops and not self._drowsy)
+            or self._closing.is_set()
+            or self.values.unsettled
+        ):
             timeout = 0.0
         readable, writeable = self._poller.wait(timeout)
         self._asleep = self._drowsy = False
@@ -268,8 +274,8 @@ class Engine:
         return worker if isinstance(worker, ProcessWorker) else None
 
     def _work(self, readable: list[Any], writeable: list[Any], deadline: float | None) -> None:
-        # The inbox comes first: it may hold the news of a task whose reply is there already. Dropping can wait: a thread
-        # that was just given its result wants to run.
+        # The inbox comes first: it may hold the news of a task whose reply is there already. Dropping can wait: a
+        # thread that was just given its result wants to run.
         if self._inbox:
             self._drain()
         if self._drops and (not readable or len(self._drops) > _DROPS_KEPT):
@@ -368,10 +374,6 @@ class Engine:
         if self._inbox:
             self._drain()
         self._released([self._drops.popleft() for _ in range(count)])
-
-    def _drain_all(self) -> None:
-        for _ in range(len(self._inbox) // _INBOX_CHUNK + 1):
-            self._drain()
 
     def _released(self, handles: list[Task]) -> None:
         gone = self.listener.drop_handles(handles)

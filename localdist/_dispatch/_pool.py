@@ -268,7 +268,9 @@ def startup_complaint(environment: dict[str, str]) -> str:
     """Find out why a worker process ends before it can speak: start one with its standard error in our hands."""
     popen = f"loky.backend.popen_loky_{'win32' if sys.platform == 'win32' else 'posix'}"
     # As loky does it: the path of this process is set when loky has been found without it.
-    code = f"import {popen}, sys; sys.path = {[p or os.getcwd() for p in sys.path]!r}; import localdist._worker._process"
+    code = (
+        f"import {popen}, sys; sys.path = {[p or os.getcwd() for p in sys.path]!r}; import localdist._worker._process"
+    )
     try:
         probe = subprocess.run(
             [sys.executable, "-c", code],

@@ -4,6 +4,10 @@ A worker has about `TARGET` seconds of estimated work, so tiny tasks are amortis
 longer than that travels alone. Where the time of a function is unknown its first task travels alone too. A worker
 that has not reported for `STALL` seconds while it holds tasks that it has not begun is stuck in one that takes
 longer than estimated; as soon as another worker has room, the ones behind it are called back.
+
+The caller may be slow: in a process whose main thread computes, the scheduler's thread comes to its turn only every 5
+to 20 ms (Python's switch interval, once for each system call), and workers would be idle between. So the target grows
+while they come back empty although they had several tasks, and shrinks again.
 """
 
 from __future__ import annotations
@@ -16,8 +20,10 @@ from .records import Lane, State, Task, Worker
 #: Work that a worker may have in advance, in seconds per slot: some twenty times the cost of a message (about
 #: 50 us on both sides), and short enough that nobody notices a wrong estimate.
 TARGET = 2e-3
-#: A worker asks for more when less than this is left; half of the target, so that a refill is on its way in time.
-LOW = TARGET / 2
+#: What the target may grow to, in seconds.
+TARGET_MAX = 50e-3
+#: A worker asks for more when less than this share of the target is left, so that a refill is on its way in time.
+LOW = 0.5
 #: What a task costs a worker at least, in seconds: reading, unpickling and reporting it (measured: 3 to 5 us).
 OVERHEAD = 4e-6
 #: A worker that has reported nothing for this long, in seconds, is stuck in a long task.
@@ -42,6 +48,8 @@ class Assignment:
     """Queues of ready tasks, and the workers that have room for more."""
 
     def __init__(self) -> None:
+        #: what a worker may have in advance now, in seconds per slot: at least `TARGET`
+        self.target = TARGET
         #: the lane of tasks that may run anywhere
         self.common = LaneQueue(None)
         #: lanes that have ready tasks, besides the common one
@@ -128,8 +136,12 @@ class Assignment:
         for name, amount in lane.resources if lane is not None else ():
             worker.free[name] += amount
 
-    def reported(self, worker: Worker, now: float) -> None:
-        """Note that a worker has reported tasks, which were taken out of its outstanding ones."""
+    def reported(self, worker: Worker, now: float, count: int) -> None:
+        """Note that a worker has reported `count` tasks, which were taken out of its outstanding ones."""
+        if not worker.outstanding and count > worker.slots and len(self.common.queue):
+            self.target = min(2 * self.target, TARGET_MAX)
+        else:
+            self.target = max(TARGET, 0.98 * self.target)
         worker.last_report = now
         worker.stuck = False
         self.loaded.pop(worker, None)
@@ -154,7 +166,7 @@ class Assignment:
         else:
             # Being sent work is no sign of life: a worker that is here already keeps its place.
             self.loaded.setdefault(worker)
-        if count < worker.slots or (worker.load < LOW * worker.slots and not worker.stuck):
+        if count < worker.slots or (worker.load < LOW * self.target * worker.slots and not worker.stuck):
             self._put_in_line(worker)
         else:
             self.hungry.pop(worker, None)
@@ -171,7 +183,9 @@ class Assignment:
         if not self.loaded or not self.hungry:
             return []
         worker = next(iter(self.loaded))
-        if now < worker.last_report + STALL or not self._room_beside(worker):
+        if not self._room_beside(worker):
+            return []
+        if now < worker.last_report + STALL and (self.waiting or worker.load < 2 * TARGET * worker.slots):
             return []
         worker.recalling = True
         del self.loaded[worker]
@@ -270,7 +284,7 @@ class Assignment:
         """Take up to `share` tasks for the worker, as many as its slots and the target of time allow."""
         outstanding, slots = worker.outstanding, worker.slots
         lanes = self.workers[worker]
-        budget = TARGET * slots - worker.load
+        budget = self.target * slots - worker.load
         batch: list[Task] = []
         processing, hand_over = State.PROCESSING, self._hand_over
         pop = self.common.queue.pop if not lanes else lambda: self._pop_any(worker, lanes)

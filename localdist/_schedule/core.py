@@ -4,55 +4,31 @@ Rules of this file:
 
 * `Scheduler.handle` is the single door. It takes an event and the time, and returns actions. Nothing here waits,
   reads a clock or performs anything.
-* Every change of a task's state goes through `MOVES`; a pair that is missing there is an `InvalidTransition`, which
-  carries the task's story.
+* Every change of a task's state is one of `memory.MOVES`; a pair that is missing there is an `InvalidTransition`,
+  which carries the task's story.
 * Cost per task is constant: no loop here runs over all workers or all tasks because of one task.
-* What a worker may have in advance is decided in `assign`; what happens to a task in this file; the lifetime of
-  values in `_lifetime`.
+* What a worker may have in advance is decided in `assign`; how tasks come, run and are reported in this file;
+  how they end and are let go in `lifetime`; what is remembered of them in `memory`.
 
 How a task lives::
 
     NEW -> WAITING -> READY -> PROCESSING -> FINISHED -> FORGOTTEN
                \________\________/   \-----> ERRED ----/
                     (gives back, retry)
-
-A task is wanted while it has claims (its submitter's future, twins, fire-and-forget) or a dependent that still has
-to run; when neither is left it is forgotten, in whatever state it is.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
-from ..errors import InvalidTransition, KilledWorker
+from ..errors import KilledWorker
 from . import actions, events
-from .assign import Assignment
-from .records import Ending, State, StoryLine, Task, Worker
-
-#: move -> {state before: state after}
-MOVES: dict[str, dict[State, State]] = {
-    "wait": {State.NEW: State.WAITING, State.ERRED: State.WAITING},
-    "queue": {
-        State.NEW: State.READY,
-        State.WAITING: State.READY,
-        State.PROCESSING: State.READY,
-        State.ERRED: State.READY,
-    },
-    "dispatch": {State.READY: State.PROCESSING},
-    "send": {State.NEW: State.PROCESSING},
-    "finish": {State.NEW: State.FINISHED, State.PROCESSING: State.FINISHED},
-    "fail": {State.NEW: State.ERRED, State.WAITING: State.ERRED, State.PROCESSING: State.ERRED},
-    "pair": {State.NEW: State.TWIN},
-    "forget": {state: State.FORGOTTEN for state in State if state is not State.FORGOTTEN},
-}
-
-#: How many keys the story remembers over all, so that its memory is bounded (about 100 bytes each).
-STORY_KEYS = 20_000
+from .lifetime import Lifetime
+from .records import Ending, State, Task
 
 
-class Scheduler:
+class Scheduler(Lifetime):
     """Decides which task runs where and when.
 
     Args:
@@ -61,27 +37,6 @@ class Scheduler:
 
     Not thread-safe: one thread owns it.
     """
-
-    def __init__(self, *, allowed_failures: int = 3, story_keys: int = STORY_KEYS) -> None:
-        self.allowed_failures = allowed_failures
-        #: live tasks by key; twins are reached through the task that runs for them
-        self.tasks: dict[Any, Task] = {}
-        #: workers that are here, by address
-        self.workers: dict[str, Worker] = {}
-        self.assignment = Assignment()
-        self._seq = 0
-        self._event = 0
-        self._now = 0.0
-        # Event, time, what, keys, where; `story` makes lines of them.
-        self._story: deque[tuple[int, float, str, list[Any], str]] = deque()
-        self._story_room = self._story_keys = story_keys
-        # What the event at hand has caused so far; `handle` turns it into actions.
-        self._finished: list[Task] = []
-        self._failed: list[Task] = []
-        self._cancelled: list[Task] = []
-        self._reset: list[Task] = []
-        self._dropped: list[Any] = []
-        self._recalls: dict[Worker, list[int]] = {}
 
     # -- the door ------------------------------------------------------------------------------------------------
 
@@ -174,6 +129,8 @@ class Scheduler:
             self.tasks[task.key] = task
             self._move(task, "send")
         self.assignment.sent(worker, task, self._now)
+        if task.state is State.TWIN:
+            task.worker = None
         self._tell("sent at once", (task,), worker.address)
 
     def _stored(self, event: events.ValuesStored) -> None:
@@ -242,15 +199,6 @@ class Scheduler:
         data.held = False
         self._move(data, "finish")
 
-    @staticmethod
-    def _primary(task: Task) -> Task:
-        return task.twins[0] if task.state is State.TWIN and task.twins else task
-
-    def _queue(self, task: Task) -> None:
-        self._move(task, "queue")
-        task.missing = 0
-        self.assignment.push(task)
-
     # -- workers report ------------------------------------------------------------------------------------------
 
     def _reported(self, event: events.TasksReported) -> None:
@@ -294,7 +242,7 @@ class Scheduler:
             else:
                 task.worker = None
                 self._queue(task)
-        self.assignment.reported(worker, self._now)
+        self.assignment.reported(worker, self._now, len(event.lines))
 
     def _raised(self, task: Task, outcome: Any) -> None:
         task.worker = None
@@ -312,171 +260,6 @@ class Scheduler:
                 dependent.missing -= 1
                 if not dependent.missing:
                     self._queue(dependent)
-
-    def _end_for_others(self, task: Task) -> None:
-        """Tell the twins of a task that has ended, and end fire-and-forget's claim on it."""
-        self._end_twins(task, task.twins or ())
-        if task.kept:
-            task.kept = False
-            task.claims -= 1
-            if not task.claims and not task.dependents:
-                self._forget_all([task])
-
-    def _end_twins(self, task: Task, twins: Iterable[Task]) -> None:
-        ended = self._finished if task.state is State.FINISHED else self._failed
-        for twin in twins:
-            twin.outcome = task.outcome
-            ended.append(twin)
-
-    def _fail(self, task: Task, outcome: Any) -> None:
-        """Let a task and all that depend on it end in the same error."""
-        stack = [task]
-        failed = []
-        while stack:
-            task = stack.pop()
-            self._move(task, "fail")
-            task.missing = 0
-            task.outcome = outcome
-            failed.append(task)
-            stack += [d for d in task.dependents or () if d.state is State.WAITING]
-        for task in failed:
-            # Its dependencies stay needed: `retry` runs it from them.
-            if task.twins or task.kept:
-                self._end_for_others(task)
-            if task.claims:
-                self._failed.append(task)
-        self._tell("failed", failed)
-
-    # -- tasks go ------------------------------------------------------------------------------------------------
-
-    def _released(self, event: events.TasksReleased) -> None:
-        forgettable: list[Task] = []
-        for task in event.tasks:
-            if task.state is State.TWIN:
-                self._part(task)
-                continue
-            if task.held:  # else it was cancelled before
-                task.held = False
-                task.claims -= 1
-                if not task.claims and not task.dependents:
-                    forgettable.append(task)
-        self._forget_all(forgettable)
-        self._tell("released", event.tasks)
-
-    def _part(self, twin: Task) -> None:
-        """Take away the claim of a twin, which is forgotten itself."""
-        assert twin.twins is not None
-        primary = twin.twins[0]
-        self._move(twin, "forget")
-        twin.twins = twin.outcome = None
-        if primary.twins is not None:
-            primary.twins.remove(twin)
-        primary.claims -= 1
-        if not primary.claims and not primary.dependents and primary.state is not State.FORGOTTEN:
-            self._forget_all([primary])
-
-    def _forget_all(self, stack: list[Task]) -> None:
-        """Forget tasks that nobody wants, and whatever they alone kept."""
-        while stack:
-            task = stack.pop()
-            before = task.state
-            if before is State.FORGOTTEN:
-                continue
-            self._move(task, "forget")
-            if self.tasks.get(task.key) is task:
-                del self.tasks[task.key]
-            if before is State.READY:
-                self.assignment.forget(task)
-            elif before is State.PROCESSING:
-                assert task.worker is not None
-                self._recalls.setdefault(task.worker, []).append(task.seq)
-                task.worker = None
-            elif task.outcome is not None:
-                self._dropped.append(task.outcome)
-            task.outcome = task.call = None
-            task.dependents = None
-            stack += self._let_go_of_dependencies(task, forget=False)
-
-    def _let_go_of_dependencies(self, task: Task, *, forget: bool = True) -> list[Task]:
-        """Stop needing the dependencies; forget, or return, those that nobody needs now."""
-        unneeded = []
-        for dependency in task.dependencies:
-            holders = dependency.dependents
-            if holders is not None and task in holders:
-                del holders[task]
-                if not holders:
-                    dependency.dependents = None
-                    if not dependency.claims:
-                        unneeded.append(dependency)
-        task.dependencies = ()
-        if unneeded and forget:
-            self._forget_all(unneeded)
-        return unneeded
-
-    def _cancel(self, event: events.TasksCancelled) -> None:
-        doomed: dict[Task, None] = {}
-        stack = list(event.tasks)
-        while stack:
-            task = stack.pop()
-            if task in doomed or task.state is State.FORGOTTEN:
-                continue
-            doomed[task] = None
-            primary = self._primary(task)
-            if event.force:
-                stack += (primary, *(primary.twins or ()))
-            owner = task.options.owner
-            for dependent in primary.dependents or ():
-                same = (dependent, *(dependent.twins or ()))
-                stack += [t for t in same if event.force or t.options.owner is owner]
-        self._cancelled += doomed
-        self._tell("cancelled", list(doomed))
-        for task in doomed:
-            if task.state is State.TWIN:
-                self._part(task)
-            else:
-                task.claims -= task.held + task.kept
-                task.held = task.kept = False
-        self._forget_all([t for t in doomed if not t.claims and not t.dependents])
-
-    def _kept(self, event: events.TasksKept) -> None:
-        for handle in event.tasks:
-            task = self._primary(handle)
-            if not task.kept and task.state in (State.WAITING, State.READY, State.PROCESSING):
-                task.kept = True
-                task.claims += 1
-        self._tell("kept by fire-and-forget", event.tasks)
-
-    def _retried(self, event: events.TasksRetried) -> None:
-        again: dict[Task, None] = {}
-        stack = [self._primary(task) for task in event.tasks]
-        while stack:
-            task = stack.pop()
-            if task.state is State.ERRED and task not in again:
-                again[task] = None
-                stack += task.dependencies
-        for task in again:
-            task.failures = task.deaths = 0
-            for handle in (task, *(task.twins or ())):
-                handle.outcome = None
-                self._reset.append(handle)
-            task.missing = sum(d.state is not State.FINISHED for d in set(task.dependencies))
-        for task in again:
-            if task.missing:
-                self._move(task, "wait")
-            else:
-                self._queue(task)
-        self._tell("retried", list(again))
-
-    def _all_dropped(self, event: events.AllDropped) -> None:
-        for task in list(self.tasks.values()):
-            self._cancelled.append(task)
-            for twin in list(task.twins or ()):
-                self._cancelled.append(twin)
-                self._move(twin, "forget")
-                twin.twins = twin.outcome = None
-            task.twins, task.claims, task.held, task.kept = None, 0, False, False
-        self._tell("dropped", self._cancelled)
-        self._forget_all([t for t in self.tasks.values() if not t.dependents])
 
     # -- workers come and go -------------------------------------------------------------------------------------
 
@@ -527,41 +310,8 @@ class Scheduler:
         self._tell("given back", back, worker.address)
         self.assignment.recalled(worker, whole=event.whole)
 
-    def _deadline(self, event: events.DeadlineReached) -> None:  # noqa: ARG002  (it says only that time has passed)
+    def _deadline(self, event: events.DeadlineReached) -> None:
         """Nothing to do: `handle` looks for stalled workers after every event."""
-
-    # -- moves, story, invariants --------------------------------------------------------------------------------
-
-    def _move(self, task: Task, move: str) -> None:
-        after = MOVES[move].get(task.state)
-        if after is None:
-            raise self._invalid(task, move)
-        task.state = after
-
-    def _invalid(self, task: Task, move: str) -> InvalidTransition:
-        return InvalidTransition(task.key, task.state.name, move, [str(line) for line in self.story(task.key)])
-
-    def _stranger(self, seq: int, move: str) -> InvalidTransition:
-        """Make the error for a worker that speaks of a task which it does not have."""
-        for task in self.tasks.values():
-            if task.seq == seq:
-                return self._invalid(task, move)
-        return InvalidTransition(f"number {seq}", "unknown", move)
-
-    def _tell(self, what: str, tasks: Sequence[Task], where: str = "") -> None:
-        """Write what happened into the story, and forget the oldest lines beyond its bound."""
-        keys = [task.key for task in tasks[-self._story_keys :]]
-        if not keys:
-            return
-        self._story.append((self._event, self._now, what, keys, where))
-        self._story_room -= len(keys)
-        while self._story_room < 0:
-            self._story_room += len(self._story.popleft()[3])
-
-    def story(self, *keys: Any) -> list[StoryLine]:
-        """Tell what is remembered of these keys, oldest first."""
-        wanted: Iterable[Any] = keys
-        return [StoryLine(*line) for line in self._story if any(key in line[3] for key in wanted)]
 
     _HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
         events.TasksSubmitted: _submitted,
@@ -569,11 +319,11 @@ class Scheduler:
         events.ValuesStored: _stored,
         events.TasksReported: _reported,
         events.TasksRecalled: _recalled,
-        events.TasksReleased: _released,
-        events.TasksCancelled: _cancel,
-        events.TasksKept: _kept,
-        events.TasksRetried: _retried,
-        events.AllDropped: _all_dropped,
+        events.TasksReleased: Lifetime._released,
+        events.TasksCancelled: Lifetime._cancel,
+        events.TasksKept: Lifetime._kept,
+        events.TasksRetried: Lifetime._retried,
+        events.AllDropped: Lifetime._all_dropped,
         events.WorkerJoined: _joined,
         events.WorkerLeft: _left,
         events.DeadlineReached: _deadline,

@@ -175,7 +175,8 @@ class Worker:
         #: amount of each resource that no task holds
         self.free: dict[str, float] = dict(resources or {})
         #: tasks it has and has not reported, by `seq`, in the order of sending, which is the order of starting:
-        #: the ones that have begun are among the first `slots`
+        #: the ones that have begun are among the first `slots`. PROCESSING here, or else FORGOTTEN or TWIN: what comes
+        #: of those has no taker
         self.outstanding: dict[int, Task] = {}
         #: estimate of the work in `outstanding`, in seconds of one slot
         self.load = 0.0

@@ -140,8 +140,9 @@ def _worker(worker: Worker, scheduler: Scheduler) -> Iterator[str]:
     for seq, task in worker.outstanding.items():
         if task.seq != seq:
             yield f"{task} is filed under {seq}"
-        at_home = task.worker is worker if task.state is State.PROCESSING else task.state is State.FORGOTTEN
-        if not at_home:
+        # What came of a forgotten task, or of one that turned out to be a twin, has no taker.
+        unwanted = task.state in (State.FORGOTTEN, State.TWIN) and task.worker is None
+        if not unwanted and (task.state is not State.PROCESSING or task.worker is not worker):
             yield f"has {task}, which does not know of it"
         if not task.cost > 0:
             yield f"{task} costs {task.cost}"

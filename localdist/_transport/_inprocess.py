@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,7 +41,7 @@ class InProcess(Transport):
         self._engine = engine
         self._owns = owns
         self.drop = engine.drop  # type: ignore[method-assign]  # the hot paths: one call less
-        self.submit_one = engine.submit_one  # type: ignore[method-assign,assignment]
+        self.submit_one = engine.submit_one  # type: ignore[method-assign]
         self.address = engine.crew.address
 
     @property
@@ -117,7 +118,7 @@ class InProcess(Transport):
             raise DeserializationError("result", key, f"{type(e).__name__}: {e}") from e
 
     def load_error(self, outcome: Any) -> BaseException:
-        return outcome if isinstance(outcome, BaseException) else load_error(outcome)
+        return copy_error(outcome) if isinstance(outcome, BaseException) else load_error(outcome)
 
     def type_of(self, outcome: Any) -> type | None:
         if type(outcome) is not Stored:
@@ -211,6 +212,20 @@ class InProcess(Transport):
     def close(self) -> None:
         if self._owns:
             self._engine.close()
+
+
+def copy_error(error: BaseException) -> BaseException:
+    """Return another object that is the same exception: who raises one adds its own frames to it."""
+    try:
+        other = copy.copy(error)
+    except Exception:  # noqa: BLE001  # its class takes other arguments than it keeps, or anything else
+        other = error
+    if type(other) is not type(error) or other is error:
+        other = type(error).__new__(type(error), *error.args)
+        other.__dict__.update(error.__dict__)
+    other.__cause__, other.__context__ = error.__cause__, error.__context__
+    other.__suppress_context__ = error.__suppress_context__
+    return other.with_traceback(error.__traceback__)
 
 
 class InThreads(InProcess):
