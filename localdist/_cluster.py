@@ -8,7 +8,8 @@ import re
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ._dispatch._engine import Engine, Settings
+from ._dispatch._crew import Settings
+from ._dispatch._engine import Engine
 from ._future import Duration, seconds
 from ._serialize import pack_whole, qualified_type
 from ._state import Board

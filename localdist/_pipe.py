@@ -44,7 +44,7 @@ class FrameReader:
     def read(self) -> list[bytes] | None:
         """Wait for data and return the frames that are complete, perhaps none; None at the end of the pipe.
 
-        It waits at most once, so that it never does after `ready`: who writes may die, or stop, in the middle of a frame.
+        It waits at most once, and so never after `ready`: who writes may die, or stop, in the middle of a frame.
         """
         try:
             data = os.read(self._fd, _CHUNK) if self._raw else self.connection.recv_bytes()

@@ -1,10 +1,10 @@
-"""SUBMIT: a call, many calls, or data become entries; `Client` inherits this."""
+"""SUBMIT: a call, or many calls, become entries; `Client` inherits this."""
 
 from __future__ import annotations
 
 import itertools
 import queue
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from marshal import dumps as marshal_dumps
 from typing import Any
@@ -13,11 +13,11 @@ from xxhash import xxh3_128_hexdigest
 
 from ._future import Duration, Future
 from ._graph import extract, futures_in
-from ._inspection import Inspection
-from ._key import ATOMS, Digests, Unstable, call_key, check_key, function_digest, function_name, random_key, token
+from ._key import ATOMS, Digests, Unstable, call_key, check_key, function_digest, random_key, token
+from ._scattering import Scattering
 from ._schedule.records import Group, Lane, Options, Task
 from ._serialize import Function, FunctionTable, qualified_type
-from ._state import CANCELLED, FINISHED, Board, Entry, collection_paused
+from ._state import CANCELLED, Entry, collection_paused
 from ._wire import INLINE_MAX
 from .errors import SerializationError
 
@@ -36,14 +36,11 @@ def forgetting(entries: dict[Any, Entry], new: list[Entry]) -> Iterator[None]:
         raise
 
 
-class Submission(Inspection):
-    """Base of `Client`: all that makes futures."""
+class Submission(Scattering):
+    """Base of `Client`: all that makes futures of calls."""
 
-    _board: Board
     _in_threads: bool
-    _groups: dict[str, Group]
     _functions: FunctionTable
-    _options: Options
 
     # -- submitting ----------------------------------------------------------------------------------------------
 
@@ -180,11 +177,6 @@ class Submission(Inspection):
                 del self._entries[key]
                 raise
         return Future(entry)
-
-    def _settle_if_known(self, keys: Iterable[Any]) -> None:
-        """If one of these keys seems to be in use, let handles count that were dropped and not yet counted."""
-        if any(key in self._entries for key in keys):
-            self._transport.settle()
 
     def _describe(self, func: Callable[..., Any]) -> Function:
         if not callable(func):
@@ -401,93 +393,6 @@ class Submission(Inspection):
             else value
             for word, value in kwargs.items()
         }
-
-    # -- data ----------------------------------------------------------------------------------------------------
-
-    def scatter(
-        self,
-        data: Any,
-        workers: Any = None,  # noqa: ARG002  (every worker reaches the store)
-        broadcast: bool | int = False,  # noqa: ARG002
-        direct: Any = None,  # noqa: ARG002
-        hash: bool = True,
-        timeout: Duration = None,  # noqa: ARG002
-    ) -> Any:
-        """Store data and return futures of it, finished already, to use in any number of tasks.
-
-        Args:
-            data: a list, tuple, set, frozenset or named tuple gives one future per element in the same kind of
-                container; a dict gives a dict whose keys name the data; anything else gives one future.
-            workers, broadcast, direct, timeout: accepted for Dask's sake; all workers share one store.
-            hash: equal values share a key. False: a random key.
-
-        Raises:
-            TypeError: an iterator, generator or queue; or something that cannot be pickled.
-            ValueError: a dict's key names other data that is alive.
-            StoreFullError: there is no room.
-        """
-        self._check_open()
-        kind = type(data)
-        if isinstance(data, (Iterator, queue.Queue)):
-            raise TypeError(f"scatter takes data, not {qualified_type(data)}")
-        if kind is dict:
-            self._settle_if_known(data)
-            return {key: self._scatter_one(value, key, hashed=hash) for key, value in data.items()}
-        if kind in (list, tuple, set, frozenset):
-            return kind([self._scatter_one(value, None, hashed=hash) for value in data])
-        if kind is range:
-            return [self._scatter_one(value, None, hashed=hash) for value in data]
-        if isinstance(data, tuple) and hasattr(kind, "_fields"):
-            return kind(*[self._scatter_one(value, None, hashed=hash) for value in data])
-        return self._scatter_one(data, None, hashed=hash)
-
-    def _scatter_one(self, value: Any, key: Any, *, hashed: bool) -> Future:
-        name = function_name(type(value))
-        digest: bytes | None = None
-        if hashed or key is not None:
-            try:
-                digest = token(value)
-            except Unstable:
-                digest = None
-        explicit = key is not None
-        if explicit:
-            check_key(key)
-        elif hashed and digest is not None:
-            key = f"{name}-{digest.hex()}"
-        else:
-            key = random_key(name)
-        # Of data without a description one cannot tell whether they are the same.
-        note = ("data", digest.hex() if digest is not None else random_key(name))
-        with self._board.lock:
-            known = self._stored(key, note, explicit=explicit)
-            if known is not None:
-                return known
-        outcome = self._transport.put(value)
-        group = self._groups.setdefault(name, Group(name))
-        entry = Entry(key, group, None, None, (), self._options)
-        entry.outcome = outcome
-        entry.status = FINISHED
-        entry.note = note
-        with self._board.lock:
-            self._check_open()
-            known = self._stored(key, note, explicit=explicit)  # another thread may have been faster
-            if known is not None:
-                self._transport.store([entry])
-                self._transport.drop(entry)
-                return known
-            self._entries[key] = entry
-            self._transport.store([entry])
-        return Future(entry)
-
-    def _stored(self, key: Any, note: tuple[str, str], *, explicit: bool) -> Future | None:
-        """Return a future of the data that this key names already, if any; with the board's lock held."""
-        entry = self._entries.get(key)
-        if entry is None:
-            return None
-        if explicit and entry.note != note:
-            raise ValueError(f"the key {key!r} is in use; release its futures first")
-        entry.handles += 1
-        return Future(entry)
 
 
 def _not_yet(actor: bool) -> None:

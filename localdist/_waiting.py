@@ -227,7 +227,9 @@ class as_completed:  # noqa: N801  (the field's own name)
     def __next__(self) -> Any:
         return self._result(self._take(), raise_errors=self._raise_errors)
 
-    next = __next__
+    def next(self) -> Any:
+        """Return what the next step of the iteration yields."""
+        return self.__next__()
 
     def _take(self) -> Future:
         """Wait for the next future; Ctrl-C cancels those that are waited for."""

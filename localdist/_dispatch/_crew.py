@@ -6,6 +6,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,6 @@ from ._pool import ProcessWorker, descendants, end_all, startup_complaint, threa
 from ._threads import ThreadWorker
 
 if TYPE_CHECKING:
-    from ._engine import Settings
     from ._values import ValueStore
 
 #: Workers that die one after the other before they are ready, until nobody is started any more.
@@ -26,6 +26,19 @@ START_ATTEMPTS = 3
 GRACE = 0.5
 
 _pool_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a pool of workers is made from."""
+
+    n_workers: int
+    threads_per_worker: int
+    processes: bool
+    resources: dict[str, float]
+    memory_limit: int | None
+    allowed_failures: int
+    initializer: bytes | None = None
 
 
 class Crew:

@@ -4,9 +4,6 @@ Other threads `post` to its inbox: tasks to submit, handles that were dropped, e
 worker replies, somebody posts, or a deadline of the core or of the store is reached. While it sleeps and a worker is
 idle, a thread that submits a task sends it there itself, and tells the scheduler's thread afterwards: one change of
 thread less on the way (measured: 25 of 100 us of a round trip).
-
-No wake-up is lost: (1) the thread sets `_asleep`, (2) looks into the inbox once more, (3) sleeps. Whoever posts
-(a) appends, (b) looks at `_asleep`. If (b) comes before (1), then (a) comes before (2).
 """
 
 from __future__ import annotations
@@ -16,21 +13,19 @@ import sys
 import threading
 import time
 import traceback
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from struct import Struct
 from time import monotonic
 from typing import Any, Protocol
 
-from .._pipe import Poller
 from .._schedule import actions, events
 from .._schedule.core import Scheduler
 from .._schedule.records import Ending, ReportLine, State, Task
 from .._store._segment import Stored, make_folder
 from .._wire import REPLY, ReplyKind
-from ..errors import ClosedClientError, InternalError, WorkerStartError
-from ._crew import Crew
+from ..errors import InternalError, WorkerStartError
+from ._crew import Crew, Settings
+from ._mailbox import Mailbox
 from ._pool import ProcessWorker
 from ._threads import ThreadWorker
 from ._values import ValueStore
@@ -62,69 +57,42 @@ class Listener(Protocol):
         """The engine has ended: nothing that is submitted from now on will be done."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a pool of workers is made from."""
-
-    n_workers: int
-    threads_per_worker: int
-    processes: bool
-    resources: dict[str, float]
-    memory_limit: int | None
-    allowed_failures: int
-    initializer: bytes | None = None
-
-
-class Engine:
+class Engine(Mailbox):
     """Runs tasks on workers for all clients of this pool. Its public methods may be called from any thread."""
 
     def __init__(self, settings: Settings, listener: Listener) -> None:
+        super().__init__()
         self.settings = settings
         self.listener = listener
         self.status = "running"
         #: seconds since the epoch
         self.started = time.time()
         self.core = Scheduler(allowed_failures=settings.allowed_failures)
-        self._inbox: deque[Any] = deque()
-        #: tasks a handle of which is gone
-        self._drops: deque[Task] = deque()
         #: clients that there have been; two could submit the same key
         self.clients = 0
-        #: functions to be run in the scheduler's thread
-        self._calls: deque[Callable[[], None]] = deque()
         #: held by the thread that uses the core, the ledger's orders and the workers' pipes; held by the scheduler's
         #: thread whenever it does not sleep
         self._mutex = threading.RLock()
         #: a worker that had nothing to do when the scheduler's thread went to sleep
         self._idle: ProcessWorker | None = None
-        self._asleep = False
         #: True when a pipe to a worker was full, until the scheduler's thread watches it
         self._blocked = False
-        #: asleep for `LINGER` at most; and whether to sleep so, because something has just happened
-        self._drowsy = self._lingering = False
-        self._poller = Poller()
+        #: True: sleep for `LINGER` at most, because something has just happened
+        self._lingering = False
         self.values = ValueStore(make_folder(), self.wake)
         self.crew = Crew(settings, self.values, self._poller, self._post_thread_reply)
         self._handles: dict[str, ProcessWorker | ThreadWorker] = {}
         self._lines: dict[ProcessWorker | ThreadWorker, list[ReportLine]] = {}
-        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._main, name="localdist-scheduler", daemon=True)
         self._thread.start()
 
     # -- any thread ----------------------------------------------------------------------------------------------
 
-    def post(self, item: Any) -> None:
-        """Put something into the inbox: a task, or an event."""
-        self._inbox.append(item)
-        if self._asleep:
-            self._asleep = False
-            self._poller.wake()
-
     def submit_one(self, task: Task) -> None:
         """Let a task run. If a worker is idle, this thread sends it there itself, before the core knows of it.
 
-        The caller may hold the listener's lock: nothing here waits for the mutex. Ctrl-C, or what the handler of another
-        signal raises, may come at any point here; the core is never touched, so it stays whole.
+        The caller may hold the listener's lock: nothing here waits for the mutex. Ctrl-C, or what the handler of
+        another signal raises, may come at any point here; the core is never touched, so it stays whole.
         """
         if self._idle is not None and self._asleep and not self._inbox and not task.dependencies:
             mutex = self._mutex
@@ -152,53 +120,6 @@ class Engine:
         if worker.blocked:
             self._blocked = True
             self.wake()
-
-    def drop(self, task: Task) -> None:
-        """Take note that a handle of a task is gone. Takes no lock: finalizers call it.
-
-        A small result that is not wanted any more is no reason to wake the thread if it looks around soon anyway.
-        """
-        self._drops.append(task)
-        if self._asleep and not (self._drowsy and type(task.outcome) is bytes):
-            self._asleep = False
-            self._poller.wake()
-
-    def wake(self) -> None:
-        """Let the scheduler's thread look around. Takes no lock."""
-        if self._asleep:
-            self._asleep = False
-            self._poller.wake()
-
-    def call(self, function: Callable[[], Any]) -> Any:
-        """Run a function in the scheduler's thread; return its result or raise its error.
-
-        Raises:
-            ClosedClientError: the engine has ended.
-        """
-        if threading.current_thread() is self._thread:
-            return function()
-        box: list[Any] = []
-        done = threading.Event()
-
-        def answer() -> None:
-            try:
-                box.append((True, function()))
-            except BaseException as e:  # noqa: BLE001  # raised again where it belongs, in the caller
-                box.append((False, e))
-            done.set()
-
-        self._calls.append(answer)
-        self.wake()
-        if self._closing.is_set():
-            self._thread.join()  # it answers what came in time
-        while self._thread.is_alive() and not done.wait(1.0):
-            continue
-        if not box:
-            raise ClosedClientError("the client is closed")
-        ok, result = box[0]
-        if not ok:
-            raise result
-        return result
 
     def settle(self) -> None:
         """Return when everything that was posted before has been dealt with.

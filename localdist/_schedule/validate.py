@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from ..errors import InternalError
-from .assign import LOW, LaneQueue
+from .assign import LOW, TARGET, TARGET_MAX, LaneQueue
 from .core import Scheduler
 from .records import State, Task, Worker
 
@@ -38,7 +38,7 @@ def _everything(scheduler: Scheduler) -> Iterator[str]:
     for key, task in scheduler.tasks.items():
         if task.key != key:
             yield f"{task} is filed under {key!r}"
-        if not 0 < task.seq:
+        if not task.seq > 0:
             yield f"{task} has no number, though it was submitted"
     tasks = live_tasks(scheduler)
     for task in tasks:
@@ -107,7 +107,7 @@ def _edges(task: Task, scheduler: Scheduler) -> Iterator[str]:
         yield f"is finished, but holds on to {task.dependencies}"
     if task.missing != (missing if task.state is State.WAITING else 0):
         yield f"missing is {task.missing}, dependencies {task.dependencies}"
-    if missing and task.state in (State.READY, State.PROCESSING) or task.state is State.WAITING and not missing:
+    if (missing and task.state in (State.READY, State.PROCESSING)) or (task.state is State.WAITING and not missing):
         yield f"is {task.state.name} with dependencies {task.dependencies}"
     if task.dependents is not None and not task.dependents:
         yield "has an empty set of dependents"
@@ -155,10 +155,14 @@ def _worker(worker: Worker, scheduler: Scheduler) -> Iterator[str]:
     assignment, count = scheduler.assignment, len(worker.outstanding)
     if (worker in assignment.loaded) != (count > worker.slots and not worker.recalling):
         yield f"with {count} tasks, recalling={worker.recalling}: is it loaded? {worker in assignment.loaded}"
-    room = count < worker.slots or (worker.load < LOW * worker.slots and not worker.stuck)
-    # Within the tolerance of the load either answer is right.
-    if (worker in assignment.hungry) != room and abs(worker.load - LOW * worker.slots) > TOLERANCE:
-        yield f"with {count} tasks, load {worker.load}, stuck={worker.stuck}: is it hungry? {not room}"
+    hungry = worker in assignment.hungry
+    # The target may have changed since it was decided, so only its bounds count.
+    least, most = (LOW * target * worker.slots for target in (TARGET, TARGET_MAX))
+    if count < worker.slots or (not worker.stuck and worker.load < least - TOLERANCE):
+        if not hungry:
+            yield f"with {count} tasks, load {worker.load}, stuck={worker.stuck}: is not hungry"
+    elif hungry and (worker.stuck or worker.load > most + TOLERANCE):
+        yield f"with {count} tasks, load {worker.load}, stuck={worker.stuck}: is hungry"
 
 
 def _queues(scheduler: Scheduler, tasks: list[Task]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from .._schedule import actions, events
 from .._schedule.core import Scheduler
-from .._schedule.records import Ending, Group, Key, Options, ReportLine, State, Task, Worker
+from .._schedule.records import Ending, Group, Key, Options, State, Task, Worker
 from .._schedule.validate import validate
 from ..errors import InternalError
 
