@@ -21,7 +21,7 @@ _HOME = {
     "ClosedClientError": "errors",
     "Future": "_future",
     "KilledWorker": "errors",
-    "LocalCluster": "_cluster",
+    "LocalCluster": "_client",
     "LocaldistError": "errors",
     "Reschedule": "errors",
     "TaskTimeoutError": "errors",
@@ -56,8 +56,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from ._client import Client
-    from ._cluster import LocalCluster
+    from ._client import Client, LocalCluster
     from ._future import Future
     from ._registry import default_client
     from ._waiting import TimeoutError, as_completed, fire_and_forget, futures_of, progress, wait

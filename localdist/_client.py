@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _gather, _registry
 from ._callbacks import CallbackThread
-from ._cluster import LocalCluster
+from ._cluster import LocalCluster as LocalCluster
 from ._future import Duration, Future, seconds
 from ._graph import futures_in
 from ._registry import default_client
@@ -333,4 +333,5 @@ def _close_all() -> None:
         client.close()
 
 
+_registry.client_type = Client
 atexit.register(_close_all)

@@ -8,6 +8,7 @@ import re
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from . import _registry
 from ._dispatch._crew import Settings
 from ._dispatch._engine import Engine
 from ._future import Duration, seconds
@@ -166,9 +167,8 @@ class LocalCluster:
 
     def get_client(self) -> Client:
         """Return a new client of this cluster."""
-        import localdist
-
-        return localdist.Client(self)
+        assert _registry.client_type is not None
+        return _registry.client_type(self)
 
     def close(self, timeout: Duration = None) -> None:  # noqa: ARG002
         """End the workers; unfinished futures of all clients become cancelled. May be repeated."""

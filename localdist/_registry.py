@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 #: the client of ``with client:`` or `Client.as_current`, per thread and asyncio task
 current: ContextVar[Client | None] = ContextVar("localdist-client", default=None)
+#: set by the module that defines it, which comes with whatever is taken from the package's root
+client_type: type[Client] | None = None
 #: living clients that may become the default, the newest last
 defaults: list[weakref.ref[Client]] = []
 #: every client that was not closed

@@ -204,10 +204,8 @@ class Engine(Mailbox):
         for writer in writeable:
             self._flush(writer)
         for worker, ended in readable:
-            if ended:
+            if ended or not self._read(worker):
                 self._worker_ended(worker)
-            else:
-                self._read(worker)
         while self._calls:
             self._calls.popleft()()
         if self._blocked:
@@ -307,7 +305,6 @@ class Engine(Mailbox):
         """Read a worker's replies; False when there will be no more."""
         frames = worker.replies.read()
         if frames is None:
-            self._worker_ended(worker)
             return False
         lines: list[ReportLine] = []
         success, inline = Ending.SUCCESS, int(ReplyKind.INLINE)
@@ -394,11 +391,8 @@ class Engine(Mailbox):
         """Take note of the end of a process, after everything it wrote."""
         if not self.crew.has(worker):
             return
-        while worker.replies.ready():
-            frames_left = worker.replies.read()
-            if frames_left is None:
-                break
-            self._take_rest(worker, frames_left)
+        while worker.replies.ready() and self._read(worker):
+            continue
         if not worker.reap(1.0):
             worker.kill()
             worker.reap(5.0)
@@ -407,14 +401,6 @@ class Engine(Mailbox):
             blame = not self._closing.is_set()
             self.handle(events.WorkerLeft(worker.record, worker.pid, worker.exitcode, blame=blame))
         self.values.gone(worker.record.address)
-
-    def _take_rest(self, worker: ProcessWorker, frames: list[bytes]) -> None:
-        lines: list[ReportLine] = []
-        for body in frames:
-            kind, seq, seconds = _HEAD.unpack_from(body)
-            self._take(worker, (ReplyKind(kind), seq, seconds, body[_HEAD_SIZE:]), lines)
-        if lines:
-            self.handle(events.TasksReported(worker.record, lines))
 
     def restart(self) -> None:
         """Replace all workers and forget all tasks. In the scheduler's thread."""
