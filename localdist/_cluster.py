@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import math
 import re
+import weakref
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from .abc import Transport
 
 _numbers = itertools.count()
+#: every cluster that somebody refers to
+_clusters: weakref.WeakSet[LocalCluster] = weakref.WeakSet()
 _SIZES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _SIZES |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
@@ -134,6 +138,9 @@ class LocalCluster:
         except BaseException:
             self._engine.close()
             raise
+        _clusters.add(self)
+        # At the interpreter's end `_close_all` does it: multiprocessing may wait for children before that.
+        weakref.finalize(self, self._engine.close).atexit = False
 
     def _connect(self) -> Transport:
         self._engine.clients += 1
@@ -198,3 +205,12 @@ def format_bytes(size: float) -> str:
         if size >= factor:
             return f"{size / factor:.2f} {unit}"
     return f"{int(size)} B"
+
+
+def _close_all() -> None:
+    for cluster in list(_clusters):
+        cluster.close()
+
+
+# Registered after multiprocessing was imported, hence called before it waits; and before that of the clients.
+atexit.register(_close_all)

@@ -190,12 +190,14 @@ class Future(concurrent.futures.Future[Any]):
         if entry.status is FINISHED:
             return self._load(entry)
         # A new object each time, held by nobody else: once raised it refers to the frames above, and so to futures.
-        error = self._load_failure(entry)[1]
+        failure = self._load_failure(entry)
+        if failure is None:
+            return self.result(timeout)
         try:
-            raise error
+            raise failure[1]
         finally:
             # The traceback refers to this frame: without this, error and frame keep each other alive.
-            del error
+            del failure
 
     @staticmethod
     def _load(entry: Entry) -> Any:
@@ -207,26 +209,35 @@ class Future(concurrent.futures.Future[Any]):
             raise
 
     @staticmethod
-    def _load_failure(entry: Entry) -> tuple[Any, BaseException, TracebackType | None]:
-        """Return the outcome of an entry that has failed or was cancelled, its exception and remote traceback."""
+    def _load_failure(entry: Entry) -> tuple[Any, BaseException, TracebackType | None] | None:
+        """Return the outcome of an entry that has failed or was cancelled, its exception and remote traceback.
+
+        None: it is being run again.
+        """
         with entry.client._board.lock:
+            outcome = entry.outcome
             if entry.status is CANCELLED:
                 return None, _cancelled_error(entry), None
-            outcome = entry.outcome
+            if entry.status is not ERROR or outcome is None:
+                return None
         error = entry.client._transport.load_error(outcome)
         return outcome, error, error.__traceback__
 
-    def _known_failure(self, entry: Entry) -> tuple[Any, BaseException, TracebackType | None]:
-        """Do as `_load_failure`, with always the same exception object while the outcome is the same."""
-        known = self._failure
-        if known is None or known[0] is not entry.outcome:
-            loaded = self._load_failure(entry)
-            with entry.client._board.lock:
-                if self._failure is known:  # else another thread was faster
-                    self._failure = loaded
-                known = self._failure
-                assert known is not None
-        return known
+    def _known_failure(self, timeout: Duration) -> tuple[Any, BaseException, TracebackType | None] | None:
+        """Wait, and return what `_load_failure` does of a failed task, with always the same exception object."""
+        while True:
+            entry = self._wait(timeout)
+            if entry.status is not ERROR:
+                return None
+            known = self._failure
+            if known is None or known[0] is not entry.outcome:
+                loaded = self._load_failure(entry)
+                with entry.client._board.lock:
+                    if self._failure is known:  # else another thread was faster
+                        self._failure = loaded
+                    known = self._failure
+            if known is not None:
+                return known
 
     def exception(self, timeout: Duration = None) -> BaseException | None:
         """Wait for the task and return the exception it raised; None if it has finished or was cancelled.
@@ -234,8 +245,8 @@ class Future(concurrent.futures.Future[Any]):
         Raises:
             TimeoutError: it has not ended within `timeout`.
         """
-        entry = self._wait(timeout)
-        return self._known_failure(entry)[1] if entry.status is ERROR else None
+        failure = self._known_failure(timeout)
+        return None if failure is None else failure[1]
 
     def traceback(self, timeout: Duration = None) -> TracebackType | None:
         """Wait for the task and return the traceback of its exception: the user's frames; None if there is none.
@@ -243,8 +254,8 @@ class Future(concurrent.futures.Future[Any]):
         Raises:
             TimeoutError: it has not ended within `timeout`.
         """
-        entry = self._wait(timeout)
-        return self._known_failure(entry)[2] if entry.status is ERROR else None
+        failure = self._known_failure(timeout)
+        return None if failure is None else failure[2]
 
     def add_done_callback(self, fn: Callable[[Any], object]) -> None:
         """Call ``fn(future)`` with this object when the task ends, or soon if it has.

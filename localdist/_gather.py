@@ -34,7 +34,7 @@ def gather(client: Client, futures: Any, errors: str) -> Any:
         for handle in handles:
             if handle._bound().status not in (FINISHED, PENDING):
                 handle.result()
-        if type(futures) is list and len(handles) == len(futures):
+        if handles is futures:
             return [handle.result() for handle in handles]
         return _rebuild(futures, Future.result)
     return _rebuild(futures, _result_or_skip, top=True)

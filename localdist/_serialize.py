@@ -35,7 +35,7 @@ from localdist._key import (
 from localdist.errors import SerializationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
     from types import TracebackType
 
 OUT_OF_BAND_MIN = 32 * 1024  # bytes: below it, a copy into the stream is cheaper than one more part of a segment
@@ -552,7 +552,30 @@ def _traceback(frames: list[tuple[str, str, int, str]]) -> TracebackType | None:
         described = {"tb_frame": frame, "tb_lineno": line, "tb_next": described}
     if described is None:
         return None
+    global _maker
+    with _maker_lock:
+        if _maker is None:
+            _maker = _make_tracebacks()
+            next(_maker)
+        try:
+            return _maker.send(described)
+        except BaseException:
+            _maker = None  # it has ended
+            raise
+
+
+def _make_tracebacks() -> Generator[TracebackType | None, dict[str, Any], None]:
+    """Make a traceback of each description that is sent in.
+
+    A frame refers to its caller, and so on up to the user's function, whose variables may refer to the exception: a cycle
+    that would keep futures alive. The caller of frames made here is this generator, which has no caller while it rests.
+    """
     from tblib import Traceback
 
-    made: TracebackType | None = Traceback.from_dict(described).as_traceback()
-    return made
+    described = yield None
+    while True:
+        described = yield Traceback.from_dict(described).as_traceback()
+
+
+_maker: Generator[TracebackType | None, dict[str, Any], None] | None = None
+_maker_lock = Lock()

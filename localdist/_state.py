@@ -259,9 +259,9 @@ class StandardWaiters(list):  # type: ignore[type-arg]  # a list for concurrent.
         self._board = board
 
     def append(self, waiter: Any) -> None:
-        """Watch the entry while there is a waiter."""
+        """Watch the entry while there is a waiter, if it has not ended; with the board's lock held, by `condition`."""
         super().append(waiter)
-        if len(self) == 1:
+        if len(self) == 1 and self._entry.status is PENDING:  # of one that has ended it has been told
             self._board.watch([self._entry], self)
 
     def remove(self, waiter: Any) -> None:

@@ -130,3 +130,9 @@ def _is_running(pid: int) -> bool:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def cancelled_everywhere(client: Client) -> None:
+    """Return when every worker has heard of all that was cancelled or dropped before."""
+    settled(client)
+    client.run(pid)  # on the same channel, behind it

@@ -78,7 +78,9 @@ def text_of(error):
 # -- arguments
 
 
-@pytest.mark.parametrize("argument", [NotPicklable(), LOCK, [1, {"a": LOCK}], (i for i in "ab")], ids=lambda a: type(a).__name__)
+@pytest.mark.parametrize(
+    "argument", [NotPicklable(), LOCK, [1, {"a": LOCK}], (i for i in "ab")], ids=lambda a: type(a).__name__
+)
 def test_argument_that_cannot_be_pickled(client, argument):
     """`submit` raises a TypeError with the key, the innermost culprit's type, and the pickler's error as the cause."""
     culprit = argument[1]["a"] if isinstance(argument, list) else argument
@@ -94,7 +96,7 @@ def test_argument_that_cannot_be_pickled(client, argument):
 
 def test_argument_of_map_that_cannot_be_pickled(client):
     """`map` raises it too; what it had submitted before is given up."""
-    with pytest.raises(SerializationError, match="NotPicklable.*I stay here"):
+    with pytest.raises(SerializationError, match=r"NotPicklable.*I stay here"):
         client.map(inc, [1, NotPicklable(), 3], pure=False)
 
 
@@ -115,7 +117,7 @@ def test_argument_that_cannot_be_unpickled(client):
     assert f"the argument of task {future.key!r} cannot be unpickled: LookupError: I do not come back" in str(error)
     assert type(error.__cause__) is LookupError
     assert "in refuse_to_load" in text_of(error)
-    assert 'raise LookupError(text)' in text_of(error)
+    assert "raise LookupError(text)" in text_of(error)
 
 
 def test_future_as_argument_that_cannot_be_unpickled_in_the_worker(client):
@@ -123,7 +125,7 @@ def test_future_as_argument_that_cannot_be_unpickled_in_the_worker(client):
     value = client.scatter(NotLoadableInWorker(), hash=False)
     assert value.result() == "rebuilt"
     user = client.submit(inc, value)
-    with pytest.raises(DeserializationError, match="argument.*not in the worker") as caught:
+    with pytest.raises(DeserializationError, match=r"argument.*not in the worker") as caught:
         user.result(20)
     assert caught.value.key == user.key
     assert value.status == "finished"
@@ -140,14 +142,16 @@ def test_function_that_cannot_be_pickled(client):
         return lock
 
     for call in (lambda: client.submit(holds_a_lock), lambda: client.map(holds_a_lock, [1])):
-        with pytest.raises(SerializationError, match="function.*lock"):
+        with pytest.raises(SerializationError, match=r"function.*lock"):
             call()
 
 
 @pytest.fixture
 def module_only_here(tmp_path, monkeypatch):
     """A module that the workers, which started before, cannot import."""
-    (tmp_path / "only_in_client.py").write_text("def f(x):\n    return x\n\nclass Value:\n    pass\n\nclass Oops(Exception):\n    pass\n")
+    (tmp_path / "only_in_client.py").write_text(
+        "def f(x):\n    return x\n\nclass Value:\n    pass\n\nclass Oops(Exception):\n    pass\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     import only_in_client  # type: ignore[import-not-found]
 
@@ -270,7 +274,7 @@ class Unspeakable(Exception):
 class BadNotes(Exception):
     def __init__(self):
         super().__init__("with notes")
-        self.__notes__ = 5
+        self.__notes__ = 5  # type: ignore[assignment]  # that is the point
         self.lock = threading.Lock()
 
 
@@ -310,8 +314,8 @@ def test_stand_ins_keep_the_traceback(client):
 
 
 def make_foreign_error():
-    Oops = type("Oops", (Exception,), {"__module__": "nowhere", "__reduce__": lambda self: (vanish, ("Oops",))})
-    raise Oops("far away")
+    made = {"__module__": "nowhere", "__reduce__": lambda self: (vanish, ("Oops",))}
+    raise type("Oops", (Exception,), made)("far away")
 
 
 def vanish(name):
@@ -328,7 +332,9 @@ def test_exception_that_cannot_be_unpickled_in_the_client(client):
     assert "in make_foreign_error" in text_of(error)
 
 
-@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, BaseException], ids=lambda e: e.__name__)
+@pytest.mark.parametrize(
+    "error", [SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, BaseException], ids=lambda e: e.__name__
+)
 def test_base_exceptions_are_the_tasks_own(client, error):
     """Whatever a task raises is its error, is raised by `result`, and costs no worker."""
     workers = client.scheduler_info()["workers"]

@@ -64,7 +64,7 @@ def program(tmp_path):
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
+            bufsize=0,
             start_new_session=True,
         )
         started.append(process)
@@ -97,12 +97,12 @@ def test_ctrl_c(program, tmp_path, how):
     """One KeyboardInterrupt traceback, pending tasks never start, the children are gone within two seconds."""
     log = tmp_path / "begun"
     process = program(PROGRAM, how, str(log))
-    folder, *pids = process.stdout.readline().split()
+    folder, *pids = process.stdout.readline().decode().split()
     begun = wait_for_lines(log, 2)
     wait_until_blocked(process.pid)
     os.killpg(process.pid, signal.SIGINT)
     assert not still_running(map(int, pids), seconds=2)
-    out, err = process.communicate(timeout=10)
+    out, err = (text.decode() for text in process.communicate(timeout=10))
     assert process.returncode == -signal.SIGINT
     assert out == ""
     assert err.startswith("Traceback (most recent call last):\n")
@@ -135,7 +135,7 @@ def test_ctrl_c_while_workers_start(program, tmp_path, delay):
         continue
     children = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=10)
+    out, err = (text.decode() for text in process.communicate(timeout=10))
     assert process.returncode == -signal.SIGINT
     assert err.count("Traceback") == 1, err
     assert err.splitlines()[-1] == "KeyboardInterrupt"
@@ -164,12 +164,12 @@ with Client(n_workers=1, threads_per_worker=1) as client:
 
 
 def test_the_client_goes_on_after_ctrl_c(program):
-    """Only what the interrupted call was waiting for is cancelled; workers ignore the signal, and the client goes on."""
+    """Only what the interrupted call was waiting for is cancelled; workers ignore the signal, the client goes on."""
     process = program(GOING_ON)
     process.stdout.readline()
     wait_until_blocked(process.pid)
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    out, err = (text.decode() for text in process.communicate(timeout=20))
     assert out.splitlines() == ["interrupted ['cancelled', 'cancelled', 'cancelled']", "1 7"]
     assert err == ""
     assert process.returncode == 0

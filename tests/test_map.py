@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import queue
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 from localdist import Client, Future
-from tests.support import Gate, add, echo, eventually, identity, inc, note, notes, pid, settled, wait_at
+from tests.support import (
+    Gate,
+    add,
+    cancelled_everywhere,
+    echo,
+    eventually,
+    identity,
+    inc,
+    note,
+    notes,
+    pid,
+    settled,
+    wait_at,
+)
+
+
+def iter_nothing() -> Iterator[int]:
+    yield from ()
+
 
 INPUTS = {
     "list": [1, 2, 3],
@@ -179,7 +198,7 @@ def fail_noting(path: str) -> None:
 def test_a_bad_element_leaves_no_trace(client: Client) -> None:
     """An element that cannot be pickled is a TypeError from `map`; what was submitted before it is dropped."""
     with pytest.raises(TypeError, match="cannot be pickled"):
-        client.map(identity, [[1], (i for i in ())])
+        client.map(identity, [[1], iter_nothing()])
     eventually(client, lambda: not [key for key in client.futures if key.startswith("identity-")])
 
 
@@ -202,6 +221,7 @@ def test_dropping_a_map_that_waits(client: Client, gate: Gate, tmp_path: Any) ->
     futures = client.map(note, [path] * 5_000, range(5_000))
     del futures
     eventually(client, lambda: len(client.cluster._engine.core.tasks) == 2)
+    cancelled_everywhere(client)
     gate.open()
     client.gather(blockers)
     assert notes(path) == []

@@ -125,7 +125,12 @@ def test_writer_waits_for_room(ends, raw):
     """`FrameWriter.write` returns when a reader has taken what did not fit."""
     receiver, sender = ends
     writer = FrameWriter(sender, raw=raw)
-    thread = in_thread(lambda: [writer.write(b"".join(map(frame, BODIES))), sender.close()])
+
+    def write():
+        writer.write(b"".join(map(frame, BODIES)))
+        sender.close()
+
+    thread = in_thread(write)
     assert read_all(FrameReader(receiver, raw=raw)) == BODIES
     thread.join()
 
@@ -143,10 +148,16 @@ def test_threads_do_not_mix_their_frames(ends, raw):
     receiver, sender = ends
     writer = FrameWriter(sender, raw=raw)
     bodies = [bytes([65 + i]) * 100_000 for i in range(4)]
-    threads = [in_thread(lambda b=body: [writer.write(frame(b)) for _ in range(5)]) for body in bodies]
-    reader, found = FrameReader(receiver, raw=raw), []
+
+    def write(body):
+        for _ in range(5):
+            writer.write(frame(body))
+
+    threads = [in_thread(write, body) for body in bodies]
+    reader = FrameReader(receiver, raw=raw)
+    found: list[bytes] = []
     while len(found) < 20:
-        found += reader.read()
+        found += reader.read() or []
     assert sorted(found) == sorted(bodies * 5)
     for thread in threads:
         thread.join()
@@ -176,7 +187,7 @@ def test_patient_writer_never_waits(ends, raw):
 
     def read():
         while len(found) < 5:
-            found.extend(reader.read())
+            found.extend(reader.read() or [])
 
     thread = in_thread(read)
     flush_all(writer, poller)
@@ -210,7 +221,7 @@ def test_patient_writer_ignores_that_its_reader_is_gone(ends, raw):
 
 def test_closed_writer_writes_nothing(ends):
     """After `close` a late `flush` does not touch the descriptor, whose number may belong to somebody else."""
-    receiver, sender = ends
+    _, sender = ends
     writer = PatientWriter(sender, raw=True)
     writer.write(frame(b"x" * 1_000_000))
     number = sender.fileno()
@@ -255,7 +266,7 @@ def test_poller_watches_plain_descriptors(ends, raw):
             return receiver.fileno()
 
     poller = Poller(raw=raw)
-    poller.add("ended", Sentinel())
+    poller.add("ended", Sentinel())  # type: ignore[arg-type]  # it has a fileno
     sender.close()
     assert poller.wait(10) == (["ended"], [])
     poller.remove(Sentinel())

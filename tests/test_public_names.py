@@ -51,7 +51,7 @@ PUBLIC = {
         "WorkerStartError",
         "WorkerStartTimeoutError",
     },
-    "localdist.testing": {"LeakError", "Leaks", "Snapshot", "find_leaks", "leak_guard"},
+    "localdist.testing": {"History", "LeakError", "Leaks", "Snapshot", "find_leaks", "leak_guard", "simulate"},
 }
 FROM_THE_STANDARD_LIBRARY = {"CancelledError": StandardCancelledError, "TimeoutError": StandardTimeoutError}
 DESCRIPTORS = (property, classmethod, staticmethod)

@@ -10,7 +10,6 @@ import pytest
 
 from localdist import Client, LocalCluster
 from localdist.errors import WorkerStartError, WorkerStartTimeoutError
-
 from tests.support import eventually, inc, note, notes, pid
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the ways to fail are POSIX's")
@@ -18,7 +17,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the ways to fai
 
 @pytest.fixture(autouse=True)
 def helpers():
-    """Start the helper processes of multiprocessing and loky, which live as long as this interpreter, while they can."""
+    """Start the helper processes of multiprocessing and loky, which live as long as this interpreter."""
     from multiprocessing import resource_tracker
 
     from loky.backend import resource_tracker as loky_resource_tracker
@@ -44,7 +43,7 @@ def leave(code):
 def test_no_interpreter(monkeypatch):
     """An interpreter that does not exist: the error says so, with its path."""
     monkeypatch.setattr(sys, "executable", "/no/such/python")
-    with pytest.raises(WorkerStartError, match="/no/such/python.*No such file"):
+    with pytest.raises(WorkerStartError, match=r"/no/such/python.*No such file"):
         start()
 
 
@@ -87,7 +86,7 @@ def test_a_module_that_is_missing_in_the_child(monkeypatch, tmp_path):
 
 def test_initializer_that_raises():
     """The traceback of an initializer that raises is in the error."""
-    with pytest.raises(WorkerStartError, match="(?s)raise_error.*ValueError: no licence") as caught:
+    with pytest.raises(WorkerStartError, match=r"(?s)raise_error.*ValueError: no licence") as caught:
         Client(n_workers=2, threads_per_worker=1, initializer=raise_error, initargs=("no licence",))
     assert caught.value.exitcode == 1
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import traceback
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +20,27 @@ import pytest
 import localdist
 from localdist import CancelledError, Client, Future, Reschedule, get_worker
 from localdist.errors import SerializationError
-from tests.support import Gate, add, div, echo, eventually, identity, inc, note, note_and_fail, notes, pid, settled, wait_at
-from tests.support import worker_name as name_of_worker
+from tests.support import (
+    Gate,
+    add,
+    cancelled_everywhere,
+    div,
+    echo,
+    eventually,
+    identity,
+    inc,
+    note,
+    note_and_fail,
+    notes,
+    pid,
+    settled,
+    wait_at,
+    worker_name,
+)
+
+
+def iter_nothing() -> Iterator[int]:
+    yield from ()
 
 
 class Adder:
@@ -325,7 +345,14 @@ def test_futures_are_replaced_at_any_depth(client: Client) -> None:
     """In lists, tuples, sets, dict values and named tuples, positional or keyword, a future becomes its result."""
     one, two = client.submit(inc, 0), client.submit(inc, 1)
     args, kwargs = client.submit(
-        echo, one, [two, [one]], (one, (two,)), {one, two}, {"k": [two]}, Pair(one, [two]), word={"x": (one, {"y": two})}
+        echo,
+        one,
+        [two, [one]],
+        (one, (two,)),
+        {one, two},
+        {"k": [two]},
+        Pair(one, [two]),
+        word={"x": (one, {"y": two})},
     ).result()
     assert args == (1, [2, [1]], (1, (2,)), {1, 2}, {"k": [2]}, Pair(1, [2]))
     assert type(args[5]) is Pair
@@ -409,14 +436,17 @@ def test_tasks_may_change_their_arguments(client: Client) -> None:
 
 def test_other_keywords_go_to_the_function(client: Client) -> None:
     """Every keyword that is not an option is the function's, `asynchronous`, `func` and `self` included."""
-    assert client.submit(echo, asynchronous=1, func=2, self=3).result() == ((), {"asynchronous": 1, "func": 2, "self": 3})
+    options: dict[str, Any] = {"asynchronous": 1, "func": 2, "self": 3}
+    assert client.submit(echo, **options).result() == ((), options)
 
 
-@pytest.mark.parametrize("argument", [threading.Lock(), (i for i in ()), [threading.Lock()]], ids=["lock", "gen", "list"])
+@pytest.mark.parametrize(
+    "argument", [threading.Lock(), iter_nothing(), [threading.Lock()]], ids=["lock", "generator", "list"]
+)
 def test_arguments_that_cannot_be_pickled(client: Client, argument: Any) -> None:
     """They are a TypeError from `submit`, which names the type; nothing is left of the call."""
     before = set(client.futures)
-    with pytest.raises(TypeError, match="lock|generator") as info:
+    with pytest.raises(TypeError, match=r"lock|generator") as info:
         client.submit(identity, argument, key="unpicklable")
     assert isinstance(info.value, SerializationError)
     assert info.value.key == "unpicklable"
@@ -427,9 +457,9 @@ def test_what_comes_later_says_so(client: Client) -> None:
     """Actors and time limits are refused with a clear error, not ignored."""
     for options in ({"actor": True}, {"actors": True}, {"timeout": 1}):
         with pytest.raises(NotImplementedError, match="later version"):
-            client.submit(inc, 1, **options)  # type: ignore[arg-type]
+            client.submit(inc, 1, **options)
         with pytest.raises(NotImplementedError, match="later version"):
-            client.map(inc, [1], **options)  # type: ignore[arg-type]
+            client.map(inc, [1], **options)
 
 
 # -- where and when
@@ -586,7 +616,7 @@ def test_workers_remember_what_tasks_put_on_them(client: Client) -> None:
     """Attributes that a task sets on its worker are there for the next task on the same worker."""
     assert [client.submit(remember, 1, workers=[0], pure=False).result() for _ in range(3)] == [1, 2, 3]
     assert client.submit(remember, 1, workers=[1]).result() == 1
-    assert client.submit(name_of_worker, workers=[1]).result() == 1
+    assert client.submit(worker_name, workers=[1]).result() == 1
 
 
 # -- failing
@@ -619,7 +649,7 @@ def test_traceback_shows_the_users_frames(client: Client) -> None:
     future = client.submit(fail_with_cause)
     frames = traceback.extract_tb(future.traceback())
     assert [frame.name for frame in frames] == ["fail_with_cause"]
-    assert frames[0].line == "raise CustomError(5, extra=\"more\") from cause"
+    assert frames[0].line == 'raise CustomError(5, extra="more") from cause'
     with pytest.raises(CustomError) as info:
         future.result()
     names = [frame.name for frame in traceback.extract_tb(info.value.__traceback__)]
@@ -695,7 +725,7 @@ def test_dropped_work_never_begins(client: Client, gate: Gate, tmp_path: Any) ->
     blockers = hold_both(client, gate)
     future = client.submit(note, path, "dropped")
     del future
-    settled(client)
+    cancelled_everywhere(client)
     gate.open()
     client.gather(blockers)
     assert client.gather(client.map(note, [path] * 4, range(4))) == [0, 1, 2, 3]

@@ -343,7 +343,7 @@ class Engine(Mailbox):
         elif kind is ReplyKind.RAN:
             self.crew.ran(worker, seq, payload)
         elif kind is ReplyKind.WARNING:
-            self.values.warn_once(payload.decode())
+            self.values.warn_for_worker(payload.decode())
         elif kind is ReplyKind.READY:
             self._joined(worker)
         else:
@@ -354,11 +354,6 @@ class Engine(Mailbox):
         if lines:  # what came before it on the same pipe
             self.handle(events.TasksReported(worker.record, list(lines)))
             lines.clear()
-        address = worker.record.address
-        for seq in seqs:
-            task = worker.record.outstanding.get(seq)
-            if task is not None:
-                self.values.unmapped([d.outcome.name for d in task.dependencies if type(d.outcome) is Stored], address)
         self.handle(events.TasksRecalled(worker.record, seqs, whole))
 
     def _post_thread_reply(self, worker: ThreadWorker, reply: tuple[ReplyKind, int, float, Any]) -> None:

@@ -6,6 +6,7 @@ while bytes are moved, and none is taken by finalizers.
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from collections import deque
@@ -27,6 +28,8 @@ from .._store._segment import (
     unlink_segment,
     unlink_strays,
 )
+
+_log = logging.getLogger("localdist.store")
 
 #: The client among the writers and readers of the ledger.
 CLIENT = "client"
@@ -111,6 +114,13 @@ class ValueStore:
             warnings.warn(text, RuntimeWarning, stacklevel=2)
 
     # -- the scheduler's thread ----------------------------------------------------------------------------------
+
+    def warn_for_worker(self, text: str) -> None:
+        """Warn on behalf of a worker; where warnings are errors, nobody here could take one, so it is logged."""
+        try:
+            self.warn_once(text)
+        except RuntimeWarning:
+            _log.warning(text)
 
     def created(self, stored: Stored, writer: str) -> None:
         """Take note of a value that a worker wrote."""

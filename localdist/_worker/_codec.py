@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import marshal
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -21,6 +22,9 @@ class Codec(Protocol):
 
     def decode(self, item: Any) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         """Return function, arguments and keyword arguments; raise what the task is to fail with."""
+
+    def give_back(self, item: Any) -> None:
+        """Take note that an item will not be decoded: it is given back."""
 
     def encode(self, key: Any, result: Any) -> tuple[ReplyKind, Any]:
         """Return how the result travels; raise what the task is to fail with."""
@@ -112,6 +116,12 @@ class ProcessCodec:
         except Exception as e:
             raise DeserializationError("argument", key, f"{type(e).__name__}: {e}") from e
 
+    def give_back(self, item: Item) -> None:
+        # Here it is known what was granted for it; the scheduler may have forgotten the task meanwhile.
+        for value in item.inputs:
+            if isinstance(value, Stored):
+                self._on_unmapped(value.name)
+
     def encode(self, key: Any, result: Any) -> tuple[ReplyKind, bytes]:
         try:
             stream, buffers = pack(result)
@@ -136,6 +146,9 @@ class ThreadCodec:
             args, kwargs = fill(args, values), fill(kwargs, values)
         return function, args, kwargs  # type: ignore[return-value]
 
+    def give_back(self, item: Item) -> None:
+        """Nothing was granted."""
+
     def encode(self, key: Any, result: Any) -> tuple[ReplyKind, Any]:  # noqa: ARG002  (nothing can fail)
         return ReplyKind.INLINE, Local(result)
 
@@ -148,5 +161,7 @@ def trim_traceback(error: BaseException) -> BaseException:
     traceback = error.__traceback__
     own = __package__.split(".", 1)[0]
     while traceback is not None and str(traceback.tb_frame.f_globals.get("__name__", "")).split(".")[0] == own:
+        with contextlib.suppress(RuntimeError):  # it still runs
+            traceback.tb_frame.clear()  # the user's frames refer to it, and it to the task's arguments
         traceback = traceback.tb_next
     return error.with_traceback(traceback) if not isinstance(error, LocaldistError) else error

@@ -74,9 +74,15 @@ class Runner:
         taken: list[int] = []
         while True:
             try:
-                taken.append(self.queue.pop().seq)
-            except IndexError:  # noqa: PERF203  (the other slots may take from it meanwhile)
+                item = self.queue.pop()
+            except IndexError:  # the other slots may take from it meanwhile
                 return taken
+            self._give_back(item)
+            taken.append(item.seq)
+
+    def _give_back(self, item: Item) -> None:
+        self._cancelled.discard(item.seq)
+        self.codec.give_back(item)
 
     def _next(self) -> Item | None:
         while True:
@@ -103,7 +109,7 @@ class Runner:
         cancelled = self._cancelled
         while (item := self._next()) is not None:
             if cancelled and item.seq in cancelled:
-                cancelled.discard(item.seq)
+                self._give_back(item)
                 self.channel.reply(ReplyKind.RECALLED, 0, 0.0, ([item.seq], False))
             else:
                 run_one(item)
@@ -121,6 +127,7 @@ class Runner:
             kind, payload = ReplyKind.ERROR, self.codec.encode_error(key, error)
         current.key = None
         self.channel.reply(kind, item.seq, perf_counter() - start, payload)
+        del payload, item  # an exception that stays in this process refers to this frame
 
     def _attempt(self, item: Item) -> tuple[ReplyKind, Any]:
         """Run one task; its function, arguments and result live no longer than this call."""

@@ -1,6 +1,7 @@
-"""What tests of programs on localdist can use: a guard that finds what was left running, open or stored.
+"""What tests can use: a guard that finds what was left running, open or stored, and a simulation of the scheduler.
 
-Use it from a test suite (pytest shown; the guard itself knows no test framework)::
+`simulate` is for those who change the scheduler. The guard is for every program on localdist; use it from a test suite
+(pytest shown; the guard itself knows no test framework)::
 
     @pytest.fixture(autouse=True)
     def no_leaks():
@@ -11,5 +12,6 @@ Use it from a test suite (pytest shown; the guard itself knows no test framework
 from __future__ import annotations
 
 from localdist.testing._leaks import LeakError, Leaks, Snapshot, find_leaks, leak_guard
+from localdist.testing._simulation import History, simulate
 
-__all__ = ["LeakError", "Leaks", "Snapshot", "find_leaks", "leak_guard"]
+__all__ = ["History", "LeakError", "Leaks", "Snapshot", "find_leaks", "leak_guard", "simulate"]

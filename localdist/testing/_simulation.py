@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from heapq import heappop, heappush
 from random import Random
 from typing import Any
@@ -105,7 +106,7 @@ class _FakeWorker:
                 continue
             self.running.append(task)
             seconds, ending = self.world.begun(task)
-            self.world.at(self.world.now + seconds, lambda task=task, s=seconds, e=ending: self._end(task, s, e))
+            self.world.at(self.world.now + seconds, partial(self._end, task, seconds, ending))
 
     def _end(self, task: Task, seconds: float, ending: Ending) -> None:
         if self.alive:
@@ -185,11 +186,12 @@ class _World:
                 for task in action.tasks:
                     self._check_inputs(task)
                 self.workers[action.worker].take(action.tasks)
-            elif isinstance(action, actions.Recall) and action.seqs is None:
-                self.recalls += 1
-                self.workers[action.worker].recall()
             elif isinstance(action, actions.Recall):
-                self.workers[action.worker].cancel(action.seqs)
+                if action.seqs is not None:
+                    self.workers[action.worker].cancel(action.seqs)
+                else:
+                    self.recalls += 1
+                    self.workers[action.worker].recall()
             elif isinstance(action, actions.Drop):
                 self._drop(action.outcomes)
         validate(self.core)
@@ -307,11 +309,11 @@ class _World:
         while left:
             count = min(left, random.choice((1, 1, 2, 10, 50)))
             left -= count
-            self.at(random.uniform(0, _SUBMITTING), lambda count=count: self.submit(count))
+            self.at(random.uniform(0, _SUBMITTING), partial(self.submit, count))
         for how in ("release", "cancel", "keep"):
             for _ in range(tasks // 50):
                 count = random.randint(1, 4)
-                self.at(random.uniform(0, _SUBMITTING), lambda count=count, how=how: self.let_go(count, how))
+                self.at(random.uniform(0, _SUBMITTING), partial(self.let_go, count, how))
         for _ in range(deaths):
             self.at(random.uniform(0, 2 * _SUBMITTING), self.kill_one)
 

@@ -59,7 +59,13 @@ class Bench:
         return task
 
     def report(
-        self, task: Task, outcome: Any = None, ending: Ending = Ending.SUCCESS, *, seconds: float = 1e-5, later: float = 0.0
+        self,
+        task: Task,
+        outcome: Any = None,
+        ending: Ending = Ending.SUCCESS,
+        *,
+        seconds: float = 1e-5,
+        later: float = 0.0,
     ) -> None:
         worker = next(w for w in self.w if task.seq in w.outstanding)
         value = f"value of {task.key}" if outcome is None and ending is Ending.SUCCESS else outcome

@@ -14,7 +14,7 @@ class Handle:
     """What one submission returned; several of one key share a run."""
 
     task: Any
-    owner: str
+    owner: object
     run: Run
     claimed: bool = True
     dead: bool = False
@@ -105,7 +105,7 @@ class Model:
 
     # -- events
 
-    def submit(self, items: Sequence[tuple[Any, str, Any, Sequence[Handle], Sequence[Any], int]]) -> list[Handle]:
+    def submit(self, items: Sequence[tuple[Any, object, Any, Sequence[Handle], Sequence[Any], int]]) -> list[Handle]:
         made = []
         for task, owner, key, deps, data, retries in items:
             made.append(self.submit_one(task, owner, key, deps, data, retries))
@@ -113,7 +113,7 @@ class Model:
         return made
 
     def submit_one(
-        self, task: Any, owner: str, key: Any, deps: Sequence[Handle], data: Sequence[Any], retries: int
+        self, task: Any, owner: object, key: Any, deps: Sequence[Handle], data: Sequence[Any], retries: int
     ) -> Handle:
         live = self.live(key)
         if live is not None:
@@ -135,7 +135,7 @@ class Model:
                     break
         return handle
 
-    def share(self, task: Any, owner: str, run: Run) -> Handle:
+    def share(self, task: Any, owner: object, run: Run) -> Handle:
         handle = Handle(task, owner, run)
         run.handles.append(handle)
         if run.status == FINISHED:
@@ -144,7 +144,7 @@ class Model:
             self.failed.add(task)
         return handle
 
-    def store(self, task: Any, owner: str, key: Any, value: Any) -> Handle:
+    def store(self, task: Any, owner: object, key: Any, value: Any) -> Handle:
         live = self.live(key)
         if live is not None:
             self.dropped.append(value)

@@ -67,7 +67,11 @@ class SchedulerAgainstModel(RuleBasedStateMachine):
         """Give the event to the scheduler; the model has had it already."""
         out = self.core.handle(event, self.now)
         validate(self.core)
-        finished, failed, cancelled, pending, dropped = [], [], [], [], []
+        finished: list[Task] = []
+        failed: list[Task] = []
+        cancelled: list[Task] = []
+        pending: list[Task] = []
+        dropped: list[Any] = []
         for action in out:
             if isinstance(action, actions.Dispatch):
                 self.check_dispatch(action.worker, action.tasks)

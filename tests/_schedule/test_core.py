@@ -1,0 +1,450 @@
+"""What becomes of a task: the rules of `localdist._schedule.core` and `lifetime`, one by one."""
+
+from __future__ import annotations
+
+import pytest
+
+from localdist._schedule import actions, events
+from localdist._schedule.records import Ending, State, Worker
+from localdist.errors import InvalidTransition, KilledWorker
+from tests._schedule.kit import Bench, keys
+
+ANN, BOB = object(), object()
+
+
+@pytest.fixture
+def b() -> Bench:
+    return Bench("a")
+
+
+# -- submit, values
+
+
+def test_task_runs_and_ends(b: Bench) -> None:
+    """A task goes to an idle worker at once, and its end is announced with its value."""
+    task = b.run("x")
+    assert b.dispatched == {"a": ["x"]}
+    b.report(task)
+    assert (b.finished, b.failed, task.outcome, task.call) == (["x"], [], "value of x", None)
+
+
+def test_dependencies_in_order(b: Bench) -> None:
+    """A task waits for every dependency, and runs when the last one has its value; duplicates count once."""
+    x, y = b.run("x"), b.run("y")
+    z = b.run("z", x, y, x)
+    assert z.missing == 2
+    b.report(x)
+    assert z.state is State.WAITING
+    b.report(y)
+    assert b.dispatched == {"a": ["z"]}
+    assert keys(z.dependencies) == ["x", "y", "x"]
+
+
+def test_value_is_dropped_when_the_last_holder_goes(b: Bench) -> None:
+    """A value is kept for its claim and for each dependent that has not run, and dropped once when all are gone."""
+    x = b.run("x")
+    y = b.run("y", x)
+    b.report(x)
+    b.release(x)
+    assert (b.dropped, x.state) == ([], State.FINISHED)
+    b.report(y)
+    assert (b.dropped, x.state) == (["value of x"], State.FORGOTTEN)
+    b.release(y)
+    assert b.dropped == ["value of y"]
+    assert not b.core.tasks
+
+
+def test_release_spreads_to_what_was_needed_only_for_it(b: Bench) -> None:
+    """Releasing the last of a chain forgets all of it: queued tasks never run, running ones are recalled."""
+    x = b.run("x")
+    y = b.run("y", x)
+    z = b.run("z", y)
+    b.release(x, y)
+    assert [t.state for t in (x, y, z)] == [State.PROCESSING, State.WAITING, State.WAITING]
+    b.release(z)
+    assert [t.state for t in (x, y, z)] == [State.FORGOTTEN] * 3
+    assert b.recalled == [("a", [x.seq])]
+    b.report(x)
+    assert (b.finished, b.dropped) == ([], ["value of x"])
+
+
+def test_second_release_takes_nothing_from_others(b: Bench) -> None:
+    """A submitter has one claim: cancelling and then releasing takes it once, so that twins and dependents live on."""
+    x = b.run("x", owner=ANN)
+    twin = b.run("x", owner=BOB)
+    b.cancel(x)
+    b.release(x)
+    assert (x.state, x.claims) == (State.PROCESSING, 1)
+    b.report(x)
+    assert twin in b.asked(actions.Announce)[0].finished
+
+
+def test_stored_value_is_finished(b: Bench) -> None:
+    """Data is FINISHED at once; a second one under the key is a twin, and its own copy is dropped."""
+    first, second = b.make("d"), b.make("d")
+    for number, task in enumerate((first, second)):
+        task.call, task.outcome = None, f"v{number}"
+        b.tell(events.ValuesStored([task]))
+    assert (first.state, second.state, second.outcome) == (State.FINISHED, State.TWIN, "v0")
+    assert (b.dropped, b.finished) == (["v1"], ["d"])
+    b.release(first)
+    assert b.dropped == []
+    b.release(second)
+    assert b.dropped == ["v0"]
+
+
+# -- data of one call
+
+
+def test_data_of_a_call_lives_as_long_as_the_call_needs_it(b: Bench) -> None:
+    """Data made for one task (NEW, with an outcome, no claims) is FINISHED with it, and dropped when it has run."""
+    data = b.data("large")
+    x = b.run("x", data)
+    assert (data.state, b.dispatched) == (State.FINISHED, {"a": ["x"]})
+    b.report(x)
+    assert (data.state, b.dropped) == (State.FORGOTTEN, ["large"])
+
+
+def test_data_of_a_failed_call_stays_for_a_retry(b: Bench) -> None:
+    """The inputs of a failed task are kept until it is released: `retry` needs them."""
+    x = b.run("x", b.data("large"))
+    b.fail(x)
+    assert b.dropped == []
+    b.tell(events.TasksRetried([x]))
+    assert b.dispatched == {"a": ["x"]}
+    b.report(x)
+    assert b.dropped == ["large"]
+
+
+def test_data_of_a_call_that_is_not_needed(b: Bench) -> None:
+    """Data of a twin, of a task whose inputs are gone, and of one that is released is dropped once."""
+    b.run("x")
+    b.run("x", b.data("of a twin"))
+    assert b.dropped == ["of a twin"]
+    gone = b.run("gone")
+    b.release(gone)
+    lost = b.run("lost", b.data("before"), gone, b.data("after"))
+    assert (sorted(b.dropped), lost.state, b.cancelled) == (["after", "before"], State.FORGOTTEN, ["lost"])
+    assert b.asked(actions.AnnounceCancelled)[0].reason == "lost dependencies"
+    y = b.run("y", b.data("unused"))
+    b.release(y)
+    assert "unused" in b.dropped
+
+
+@pytest.mark.parametrize("claims", [0, 1])
+def test_unsubmitted_task_cannot_be_depended_on(claims: int, b: Bench) -> None:
+    """A NEW task without a value, or one that somebody claims, is no data: InvalidTransition."""
+    task = b.make("new")
+    task.claims = claims
+    task.outcome = "value" if claims else None
+    with pytest.raises(InvalidTransition, match="new"):
+        b.core.handle(events.TasksSubmitted([b.make("x", task)]), 0.0)
+
+
+# -- twins
+
+
+def test_twins_run_once(b: Bench) -> None:
+    """Tasks with the same key run once, and all of them are told; late ones at once."""
+    first, second = b.run("x", owner=ANN), b.run("x", owner=BOB)
+    assert b.dispatched == {}
+    b.report(first)
+    assert b.finished == ["x", "x"]
+    third = b.run("x")
+    assert (b.finished, third.outcome, b.dispatched) == (["x"], "value of x", {})
+    b.release(first, third)
+    assert (first.state, second.outcome) == (State.FINISHED, "value of x")
+    b.release(second)
+    assert b.dropped == ["value of x"]
+
+
+def test_depending_on_a_twin_is_depending_on_its_run(b: Bench) -> None:
+    """A dependency that is a twin stands for the task that runs for it, also when the twin is released."""
+    x, twin = b.run("x"), b.run("x")
+    y = b.run("y", twin)
+    b.release(twin, x)
+    b.report(x)
+    assert (keys(y.dependencies), b.dispatched) == (["x"], {"a": ["y"]})
+
+
+def test_twin_of_a_failed_task_fails(b: Bench) -> None:
+    """A task whose key has failed gets that error at once."""
+    b.fail(b.run("x"), "E")
+    twin = b.run("x")
+    assert (b.failed, twin.outcome) == (["x"], "E")
+
+
+def test_sent_task_is_under_way() -> None:
+    """A task that was sent at once is PROCESSING; if it is a twin, or its worker is gone, nothing is lost."""
+    b = Bench("a", "b")
+    task = b.make("x")
+    task.seq = b.core.take_number()
+    b.tell(events.TaskSent(b.w[1], task))
+    assert (task.worker, b.dispatched) == (b.w[1], {})
+    twin = b.make("x")
+    twin.seq = b.core.take_number()
+    b.tell(events.TaskSent(b.w[0], twin))
+    assert twin.state is State.TWIN
+    b.tell(events.TasksReported(b.w[0], [(twin.seq, Ending.SUCCESS, "unwanted", 0.1)]))
+    assert (b.dropped, b.finished) == (["unwanted"], [])
+    b.report(task)
+    assert b.finished == ["x", "x"]
+    orphan = b.make("y")
+    orphan.seq = b.core.take_number()
+    b.tell(events.TaskSent(Worker("gone", "gone", 1), orphan))
+    assert list(b.dispatched.values()) == [["y"]]
+
+
+# -- errors, retries, reschedule
+
+
+def test_error_spreads_to_dependents(b: Bench) -> None:
+    """Whatever depends on a failed task, directly or not, submitted before or after, fails with the same error."""
+    x = b.run("x")
+    y = b.run("y", x)
+    z = b.run("z", x, y)
+    b.fail(x, "E")
+    late = b.run("late", z)
+    assert [t.outcome for t in (x, y, z, late)] == ["E"] * 4
+    assert b.failed == ["late"]
+
+
+def test_retries(b: Bench) -> None:
+    """A task with n retries runs n more times after an error; the errors in between are dropped."""
+    x = b.run("x", retries=2)
+    for number in range(2):
+        b.fail(x, f"E{number}")
+        assert (b.failed, b.dropped, b.dispatched) == ([], [f"E{number}"], {"a": ["x"]})
+    b.fail(x, "E2")
+    assert (b.failed, x.outcome) == (["x"], "E2")
+
+
+def test_reschedule_is_no_retry(b: Bench) -> None:
+    """A task that asks to run again is queued again, as often as it asks, and not counted as failed."""
+    x = b.run("x")
+    for _ in range(5):
+        b.report(x, None, Ending.RESCHEDULED)
+        assert (b.dispatched, x.failures) == ({"a": ["x"]}, 0)
+    b.report(x)
+    assert b.finished == ["x"]
+
+
+def test_retry_runs_what_failed_and_what_it_stems_from(b: Bench) -> None:
+    """`retry` runs the failed task and the failed ones above it, and no others; all their handles are pending again."""
+    x = b.run("x")
+    twin = b.run("x")
+    other = b.run("other")
+    y, z = b.run("y", x, other, x), b.run("z", x)
+    b.fail(x)
+    b.tell(events.TasksRetried([y]))
+    pending = keys(t for action in b.asked(actions.AnnouncePending) for t in action.tasks)
+    assert sorted(pending) == ["x", "x", "y"]
+    assert (twin.outcome, z.state, y.missing) == (None, State.ERRED, 2)
+    b.report(other)
+    b.report(x)
+    b.report(y)
+    assert b.finished == ["y"]
+
+
+def test_retry_of_a_finished_task_changes_nothing(b: Bench) -> None:
+    """Only failed tasks run again."""
+    x = b.run("x")
+    b.report(x)
+    b.tell(events.TasksRetried([x]))
+    assert b.out == []
+
+
+# -- deaths
+
+
+def test_death_blames_what_was_running() -> None:
+    """The worker's first tasks, one per slot, are blamed; those behind them run elsewhere without a mark."""
+    b = Bench("a")
+    b.group(seconds=1e-4)
+    tasks = b.submit(*[b.make(i) for i in range(3)])
+    b.die(b.w[0])
+    assert [t.deaths for t in tasks] == [1, 0, 0]
+    assert [t.state for t in tasks] == [State.READY] * 3
+    b.join("again")
+    assert b.dispatched == {"again": [0, 1, 2]}
+
+
+def test_known_culprits_are_blamed() -> None:
+    """Where it is known what had begun, that is blamed and nothing else."""
+    b = Bench("a", slots=2)
+    x, y = b.submit(b.make("x"), b.make("y"))
+    b.die(b.w[0], begun=[y.seq])
+    assert (x.deaths, y.deaths) == (0, 1)
+
+
+def test_dismissal_blames_nobody(b: Bench) -> None:
+    """A worker that was told to stop takes nothing with it."""
+    x = b.run("x")
+    b.die(b.w[0], blame=False)
+    assert (x.state, x.deaths) == (State.READY, 0)
+
+
+@pytest.mark.parametrize("allowed", [0, 3])
+def test_killed_worker_after_allowed_failures(allowed: int) -> None:
+    """A task survives `allowed_failures` deaths; at the next it fails with KilledWorker, and so do its dependents."""
+    b = Bench("a", allowed_failures=allowed)
+    x = b.run("x")
+    y = b.run("y", x)
+    for number in range(allowed):
+        b.die(b.w[-1])
+        b.join(number)
+        assert x.state is State.PROCESSING
+    last = b.w[-1]
+    b.die(last)
+    assert sorted(b.failed) == ["x", "y"]
+    error = y.outcome
+    assert isinstance(error, KilledWorker)
+    assert (error.task, error.last_worker, error.allowed_failures) == ("x", last.address, allowed)
+    assert (error.pid, error.exitcode) == (7, -11)
+
+
+def test_finished_values_survive_deaths(b: Bench) -> None:
+    """What a worker has finished does not go with it."""
+    x = b.run("x")
+    b.report(x)
+    b.die(b.w[0])
+    assert (x.state, b.out) == (State.FINISHED, [])
+
+
+def test_words_of_a_dismissed_worker(b: Bench) -> None:
+    """Reports of a worker that is gone change nothing, and the values in them are dropped."""
+    x = b.run("x")
+    worker = b.w[0]
+    b.die(worker)
+    b.tell(events.TasksReported(worker, [(x.seq, Ending.SUCCESS, "late", 0.1)]))
+    assert (b.dropped, x.state) == (["late"], State.READY)
+    b.tell(events.TasksRecalled(worker, [x.seq]))
+    b.die(worker)
+    assert (b.out, x.deaths) == ([], 1)
+
+
+# -- cancel
+
+
+def test_cancel_takes_dependents_along(b: Bench) -> None:
+    """Cancelling takes the dependents of the same owner; what runs is recalled; finished values are dropped."""
+    w = b.run("w", owner=ANN)
+    b.report(w)
+    x = b.run("x", w, owner=ANN)
+    y = b.run("y", x, owner=ANN)
+    b.cancel(w)
+    assert sorted(b.cancelled) == ["w", "x", "y"]
+    assert b.asked(actions.AnnounceCancelled)[0].reason == "a test"
+    assert (b.dropped, b.recalled) == (["value of w"], [("a", [x.seq])])
+    assert y.state is State.FORGOTTEN
+    b.cancel(w)
+    assert b.out == []
+
+
+def test_cancel_leaves_what_others_own(b: Bench) -> None:
+    """Another owner's dependents, and what they need, live on; so do twins, and their dependents."""
+    x = b.run("x", owner=ANN)
+    mine, theirs = b.run("mine", x, owner=ANN), b.run("theirs", x, owner=BOB)
+    b.cancel(x)
+    assert (sorted(b.cancelled), mine.state) == (["mine", "x"], State.FORGOTTEN)
+    b.report(x)
+    b.report(theirs)
+    assert (b.finished, b.dropped) == (["theirs"], ["value of x"])
+
+
+def test_cancel_finds_own_twins_among_dependents(b: Bench) -> None:
+    """A dependent that runs for another owner first is cancelled for the owner who cancels, and only for that one."""
+    x = b.run("x", owner=ANN)
+    theirs, mine = b.run("y", x, owner=BOB), b.run("y", x, owner=ANN)
+    b.cancel(x)
+    assert (mine.state, theirs.state) == (State.FORGOTTEN, State.WAITING)
+
+
+def test_force_cancels_for_everyone(b: Bench) -> None:
+    """With `force` all handles of the key and of everything that depends on it are cancelled, whoever has them."""
+    x = b.run("x", owner=ANN)
+    twin, y = b.run("x", owner=BOB), b.run("y", x, owner=BOB)
+    b.cancel(twin, force=True)
+    assert sorted(b.cancelled) == ["x", "x", "y"]
+    assert {t.state for t in (x, twin, y)} == {State.FORGOTTEN}
+    assert not b.core.tasks
+
+
+def test_cancelled_call_runs_anew(b: Bench) -> None:
+    """The same call submitted after its cancellation runs, although the cancelled one may still be running."""
+    x = b.run("x")
+    b.cancel(x)
+    again = b.run("x")
+    assert again.state is State.READY
+    b.report(x)
+    assert (b.dropped, b.dispatched) == (["value of x"], {"a": ["x"]})
+    b.report(again)
+    assert b.finished == ["x"]
+
+
+# -- fire and forget
+
+
+def test_kept_task_runs_without_claims(b: Bench) -> None:
+    """A kept task and what it needs run although all handles are gone; its value is dropped then."""
+    x = b.run("x")
+    y = b.run("y", x)
+    b.tell(events.TasksKept([y, y]))
+    b.release(x, y)
+    b.report(x)
+    assert b.dispatched == {"a": ["y"]}
+    b.report(y)
+    assert sorted(b.dropped) == ["value of x", "value of y"]
+    assert (b.finished, b.core.tasks) == ([], {})
+
+
+def test_kept_task_that_fails_is_forgotten(b: Bench) -> None:
+    """The error of a kept task that nobody holds is dropped with it."""
+    x = b.run("x")
+    b.tell(events.TasksKept([x]))
+    b.release(x)
+    b.fail(x, "E")
+    assert (b.failed, b.dropped, b.core.tasks) == ([], ["E"], {})
+
+
+# -- restart
+
+
+def test_all_dropped(b: Bench) -> None:
+    """A restart cancels every handle, drops every value, and leaves nothing."""
+    done = b.run("done")
+    b.report(done)
+    x = b.run("x", done, b.data("large"))
+    b.run("x")
+    b.run("y", x)
+    b.tell(events.AllDropped("scheduler-restart"))
+    assert sorted(b.cancelled) == ["done", "x", "x", "y"]
+    assert b.asked(actions.AnnounceCancelled)[0].reason == "scheduler-restart"
+    assert sorted(b.dropped) == ["large", "value of done"]
+    assert (b.recalled, b.core.tasks) == ([("a", [x.seq])], {})
+
+
+# -- story
+
+
+def test_story_tells_what_happened(b: Bench) -> None:
+    """The story of a key lists what happened to it in order, with the number and time of the event."""
+    x = b.run("x", retries=1)
+    b.run("other")
+    b.fail(x, later=1.5)
+    told = b.core.story("x")
+    assert [line.what for line in told] == ["submitted", "dispatched", "raised, retry 1 of 1", "dispatched"]
+    assert [line.event for line in told] == [2, 2, 4, 4]
+    assert (told[-1].time, told[-1].where) == (1.5, b.w[0].address)
+
+
+def test_story_is_bounded() -> None:
+    """However many tasks there are, no more than `story_keys` keys are remembered, the newest ones."""
+    b = Bench("a", story_keys=10)
+    for number in range(50):
+        b.release(b.run(number))
+    remembered = b.core.story(*range(50))
+    assert 0 < sum(len(line.keys) for line in remembered) <= 10
+    assert b.core.story(49)
+    b.submit(*[b.make(("many", i)) for i in range(30)])
+    assert sum(len(line.keys) for line in b.core.story(*[("many", i) for i in range(30)])) <= 10
