@@ -567,8 +567,8 @@ def _traceback(frames: list[tuple[str, str, int, str]]) -> TracebackType | None:
 def _make_tracebacks() -> Generator[TracebackType | None, dict[str, Any], None]:
     """Make a traceback of each description that is sent in.
 
-    A frame refers to its caller, and so on up to the user's function, whose variables may refer to the exception: a cycle
-    that would keep futures alive. The caller of frames made here is this generator, which has no caller while it rests.
+    A frame refers to its caller, and so on up to the user's function, whose variables may refer to the exception: a
+    cycle that would keep futures alive. The caller of frames made here is this generator, which has none at rest.
     """
     from tblib import Traceback
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from localdist import Client
-from tests.support import eventually, identity
+from tests.support import Gate, eventually, identity, wait_at
 
 KB, MB = 1_000, 1_000_000
 
@@ -66,12 +66,16 @@ def test_read_only_arrays_stay_read_only(store: Client) -> None:
 
 
 @pytest.mark.slow
-def test_equal_large_arguments_are_stored_once(store: Client) -> None:
+def test_equal_large_arguments_are_stored_once(store: Client, gate: Gate) -> None:
     """The same 100 MB array given to 20 tasks takes its size once, and is freed when they are gone."""
     eventually(store, lambda: live_bytes(store) == 0)
     array = ones(100 * MB)
+    blockers = store.map(wait_at, [gate.address] * 2, pure=False)
+    gate.wait_for(2)
     futures = [store.submit(total, array, i) for i in range(20)]
-    assert live_bytes(store) <= 101 * MB
+    assert 100 * MB <= live_bytes(store) <= 101 * MB
+    gate.open()
+    store.gather(blockers)
     assert store.gather(futures) == [array.size + i for i in range(20)]
     del futures
     eventually(store, lambda: live_bytes(store) == 0)
@@ -91,11 +95,15 @@ def test_changed_arguments_are_stored_anew(store: Client) -> None:
     assert store.gather([first, second]) == [array.size, array.size + 10]
 
 
-def test_large_keywords_of_map_are_stored_once(store: Client) -> None:
+def test_large_keywords_of_map_are_stored_once(store: Client, gate: Gate) -> None:
     """A large keyword argument of `map` is stored once for all its calls, and goes with the last of them."""
     eventually(store, lambda: live_bytes(store) == 0)
+    blockers = store.map(wait_at, [gate.address] * 2, pure=False)
+    gate.wait_for(2)
     futures = store.map(total_of_keyword, range(50), array=ones(4 * MB), frame=pd.DataFrame({"x": ones(MB)}))
-    assert live_bytes(store) < 6 * MB
+    assert 5 * MB <= live_bytes(store) < 6 * MB
+    gate.open()
+    store.gather(blockers)
     assert store.gather(futures) == [i + ones(4 * MB).size for i in range(50)]
     del futures
     eventually(store, lambda: live_bytes(store) == 0)

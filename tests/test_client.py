@@ -564,6 +564,30 @@ def test_closing_from_many_threads() -> None:
     assert client.status == "closed"
 
 
+class Closer:
+    """Closes a client while it is pickled."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        self.client.close()
+        return int, ()
+
+
+def test_closing_in_the_middle_of_a_call() -> None:
+    """A client that is closed between the beginning of a call and its entry takes it no more."""
+    for use in (
+        lambda client: client.submit(inc, Closer(client), pure=False),
+        lambda client: client.map(inc, [Closer(client)], pure=False),
+        lambda client: client.scatter(Closer(client), hash=False),
+    ):
+        client = Client(n_workers=1, threads_per_worker=1)
+        with pytest.raises(ClosedClientError):
+            use(client)
+        assert client.futures == {}
+
+
 def test_closing_while_others_submit() -> None:
     """A thread that submits while the client is closed gets a ClosedClientError or a cancelled future, and ends."""
     for processes in (True, False):

@@ -436,6 +436,25 @@ time.sleep(60)
 
 
 @posix
+def test_killed_client_with_much_to_remove(program):
+    """Workers that are idle do not end before the folders are empty, however much lies in them."""
+    one = program(
+        """
+client = Client(n_workers=2, threads_per_worker=1)
+client.wait_for_workers(2)
+for i in range(20_000):
+    open(os.path.join(client.cluster._engine.values.folders.all[0], f"client-{i}"), "w").close()
+tell(client)
+time.sleep(60)
+"""
+    )
+    one.told()
+    one.process.kill()
+    one.finish()
+    one.assert_nothing_left()
+
+
+@posix
 def test_killed_client_while_results_come(program):
     """Killed while workers write large results and replies, again and again: nothing is left in the folders."""
     one = program(

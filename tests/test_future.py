@@ -325,8 +325,9 @@ def test_releasing_wakes_those_who_wait(calling: Client, gate: Gate) -> None:
     gate.wait_for()
     heard = threading.Event()
     first.add_done_callback(lambda future: heard.set())
-    del second
-    first.release()
+    with calling._board.lock:  # so that the first handle is not counted as gone when the second is released
+        del second
+        first.release()
     assert heard.wait(20)
     assert first.status == "cancelled"
 
@@ -605,6 +606,10 @@ def test_pickled_futures_of_any_client(client: Client, threads: Client) -> None:
     future = client.submit(inc, 1, key="only here")
     with threads.as_current():
         assert pickle.loads(pickle.dumps(future)).client is client
+    hidden = Client(processes=False, n_workers=1, set_as_default=False)
+    future = hidden.submit(inc, 1, key="only there")
+    assert pickle.loads(pickle.dumps(future)).client is hidden
+    hidden.close()
 
 
 def test_futures_without_a_client(client: Client) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import marshal
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -161,7 +160,5 @@ def trim_traceback(error: BaseException) -> BaseException:
     traceback = error.__traceback__
     own = __package__.split(".", 1)[0]
     while traceback is not None and str(traceback.tb_frame.f_globals.get("__name__", "")).split(".")[0] == own:
-        with contextlib.suppress(RuntimeError):  # it still runs
-            traceback.tb_frame.clear()  # the user's frames refer to it, and it to the task's arguments
         traceback = traceback.tb_next
     return error.with_traceback(traceback) if not isinstance(error, LocaldistError) else error

@@ -11,7 +11,7 @@ import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pickle import PickleBuffer
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -75,12 +75,12 @@ def test_every_value_comes_back(writer: SegmentWriter, values: list[list[int]]) 
 
 def test_parts_may_be_any_contiguous_buffer(writer: SegmentWriter) -> None:
     """Bytes, memory views and pickle buffers are taken, of any item type, shape (also empty) and order."""
-    arrays = [np.arange(24.0).reshape(2, 3, 4), np.asfortranarray(np.arange(6).reshape(2, 3)), np.zeros((0, 3))]
+    arrays: list[Any] = [np.arange(24.0).reshape(2, 3, 4), np.asfortranarray(np.arange(6).reshape(2, 3)), np.zeros((0, 3))]
     stored = writer.write([b"stream", memoryview(b"view"), *map(PickleBuffer, arrays)], b"digest", "some.Type")
     assert load(stored) == [b"stream", b"view", *(array.tobytes("A") for array in arrays)]
     assert (stored.digest, stored.type_name) == (b"digest", "some.Type")
     with pytest.raises(BufferError):
-        writer.write([PickleBuffer(np.arange(10)[::2])])
+        writer.write([PickleBuffer(memoryview(np.arange(10)[::2]))])
 
 
 @pytest.mark.parametrize("size", [100, PAGE, COPY_MAX, 5 * MB])
@@ -259,7 +259,7 @@ def test_small_shared_memory(
     monkeypatch.setattr(_segment, "_warned", [])
     both = Folders(str(small_tmpfs(64)), folders.disk)
     writer = SegmentWriter(both, "w")
-    array = np.arange(25 * MB)
+    array: Any = np.arange(25 * MB)
     with pytest.warns(RuntimeWarning, match="no room for a value of 200000000 bytes.*docker run --shm-size") as caught:
         large, larger = writer.write([PickleBuffer(array)]), writer.write([PickleBuffer(array[1:])])
     assert len(caught) == 1

@@ -200,6 +200,21 @@ def test_slots_run_at_the_same_time():
     running.end()
 
 
+def test_followers_take_what_the_leader_has_read():
+    """All items of a message begin at once if there are slots, though one slot has read them, time and again."""
+    running = Running(3)
+    for _ in range(30):
+        stops = [Stop() for _ in range(3)]
+        running.send(*enumerate(stops))
+        for stop in stops:
+            assert stop.begun.wait(LONG)
+        for stop in stops:
+            stop.go.set()
+        for _ in stops:
+            running.channel.next_reply()
+    running.end()
+
+
 def test_leader_and_followers():
     """However many slots there are, one at a time reads the channel; whoever is free follows, so nothing waits."""
     running = Running(4)
