@@ -89,8 +89,6 @@ class Submission(Scattering):
             ValueError: `allow_other_workers` without `workers`.
             ClosedClientError: the client is closed.
         """
-        if self._closed:
-            self._check_open()
         if actor or actors or timeout is not None:
             _not_yet(actor or actors)
         if workers is None and resources is None and not retries and not priority and not allow_other_workers:
