@@ -128,6 +128,14 @@ class Client(Submission):
             release(*parts)
             _registry.defaults[:] = [ref for ref in _registry.defaults if ref() not in (None, self)]
 
+    def _forked(self) -> None:
+        """Be closed in a process that was forked from this client's: it has the memory, but none of the threads."""
+        self._closed = True
+        self._drop = _ignore
+        self._finalizer.detach()
+        self._board.lock = threading.RLock()  # a thread that is not here may have held it
+        self.cluster._forked()
+
     def _end(self) -> None:
         """Take nothing more, and cancel all futures; with the board's lock held."""
         self._closed = True
@@ -318,10 +326,12 @@ def _cluster_at(address: Any) -> LocalCluster:
 
 def _release(transport: Any, callbacks: CallbackThread, cluster: LocalCluster | None) -> None:
     """What remains to be done when a client is closed or collected."""
-    callbacks.close()
-    transport.close()
-    if cluster is not None:
-        cluster.close()
+    try:
+        callbacks.close()
+    finally:  # Ctrl-C may come while a callback is waited for
+        transport.close()
+        if cluster is not None:
+            cluster.close()
 
 
 def _ignore(_task: Task) -> None:

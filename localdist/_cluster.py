@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import math
 import re
@@ -14,6 +13,7 @@ from . import _registry
 from ._dispatch._crew import Settings
 from ._dispatch._engine import Engine
 from ._future import Duration, seconds
+from ._options import check_resources
 from ._serialize import pack_whole, qualified_type
 from ._state import Board
 from ._transport._inprocess import InProcess, InThreads
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from .abc import Transport
 
 _numbers = itertools.count()
-#: every cluster that somebody refers to
-_clusters: weakref.WeakSet[LocalCluster] = weakref.WeakSet()
 _SIZES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _SIZES |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
@@ -125,7 +123,7 @@ class LocalCluster:
             n_workers=workers,
             threads_per_worker=threads,
             processes=self.processes,
-            resources=dict(resources or {}),
+            resources=check_resources(resources),
             memory_limit=_memory_limit(memory_limit, workers),
             allowed_failures=allowed_failures,
             initializer=None if initializer is None else pack_whole((initializer, initargs)),
@@ -138,9 +136,13 @@ class LocalCluster:
         except BaseException:
             self._engine.close()
             raise
-        _clusters.add(self)
-        # At the interpreter's end `_close_all` does it: multiprocessing may wait for children before that.
-        weakref.finalize(self, self._engine.close).atexit = False
+        # The interpreter's end is seen to by the engine: `finalize` might act after multiprocessing waits for children.
+        self._finalizer = weakref.finalize(self, self._engine.close)
+        self._finalizer.atexit = False
+
+    def _forked(self) -> None:
+        self._finalizer.detach()
+        self._engine.forked()
 
     def _connect(self) -> Transport:
         self._engine.clients += 1
@@ -205,12 +207,3 @@ def format_bytes(size: float) -> str:
         if size >= factor:
             return f"{size / factor:.2f} {unit}"
     return f"{int(size)} B"
-
-
-def _close_all() -> None:
-    for cluster in list(_clusters):
-        cluster.close()
-
-
-# Registered after multiprocessing was imported, hence called before it waits; and before that of the clients.
-atexit.register(_close_all)

@@ -227,6 +227,8 @@ class Future(concurrent.futures.Future[Any]):
         """Wait, and return what `_load_failure` does of a failed task, with always the same exception object."""
         while True:
             entry = self._wait(timeout)
+            if entry.status is PENDING:
+                continue  # it was retried meanwhile
             if entry.status is not ERROR:
                 return None
             known = self._failure
@@ -287,7 +289,8 @@ class Future(concurrent.futures.Future[Any]):
             self._released = True
             if entry.handles == 1:
                 client._board.cancel_one(entry, *RELEASED)
-        client._transport.drop(entry)
+            client._transport.drop(entry)
+            client._transport.count_drops()  # at once: the key may be used anew
 
     def __del__(self) -> None:
         # May run in any thread, within any other code: it only appends to a queue.
@@ -305,11 +308,11 @@ class Future(concurrent.futures.Future[Any]):
 
     @property
     def _condition(self) -> Any:  # type: ignore[override]
-        return self._bound().client._board.condition
+        return self._waiters.condition
 
     @property
     def _state(self) -> str:  # type: ignore[override]
-        status = self._bound().status
+        status = self._waiters.condition.status or self._bound().status
         if status is PENDING:
             return "PENDING"
         return "CANCELLED_AND_NOTIFIED" if status is CANCELLED else "FINISHED"

@@ -86,14 +86,11 @@ def _replace(value: Any, kind: type, by: Callable[[Any], Any], path: tuple[int, 
         return value
     if id(value) in path:
         return value  # contains itself: left as it is
+    old: Iterable[Any] = value.values() if isinstance(value, dict) else value
+    if ATOMS.issuperset(map(type, old)):
+        return value
     path = (*path, id(value))
-    if isinstance(value, dict):
-        old: Iterable[Any] = value.values()
-    else:
-        old = value
-        if cls is not set and set(map(type, value)) <= ATOMS:
-            return value
-    new = [_replace(item, kind, by, path) for item in old]
+    new = [item if type(item) in ATOMS else _replace(item, kind, by, path) for item in old]
     if all(a is b for a, b in zip(old, new, strict=True)):
         return value
     if isinstance(value, dict):

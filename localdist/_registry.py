@@ -57,5 +57,10 @@ def known_entry(key: Any) -> Entry | None:
 
 
 if hasattr(os, "register_at_fork"):
-    # A forked child has none of the threads that a client needs.
-    os.register_at_fork(after_in_child=defaults.clear)
+
+    def _forked() -> None:
+        defaults.clear()
+        for client in list(clients):
+            client._forked()
+
+    os.register_at_fork(after_in_child=_forked)

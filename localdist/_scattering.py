@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from ._future import Duration, Future
@@ -48,7 +48,6 @@ class Scattering(Inspection):
         if isinstance(data, (Iterator, queue.Queue)):
             raise TypeError(f"scatter takes data, not {qualified_type(data)}")
         if kind is dict:
-            self._settle_if_known(data)
             return {key: self._scatter_one(value, key, hashed=hash) for key, value in data.items()}
         if kind in (list, tuple, set, frozenset):
             return kind([self._scatter_one(value, None, hashed=hash) for value in data])
@@ -98,7 +97,7 @@ class Scattering(Inspection):
 
     def _stored(self, key: Any, note: tuple[str, str], *, explicit: bool) -> Future | None:
         """Return a future of the data that this key names already, if any; with the board's lock held."""
-        entry = self._entries.get(key)
+        entry = self._live_entry(key)
         if entry is None:
             return None
         if explicit and entry.note != note:
@@ -106,7 +105,9 @@ class Scattering(Inspection):
         entry.handles += 1
         return Future(entry)
 
-    def _settle_if_known(self, keys: Iterable[Any]) -> None:
-        """If one of these keys seems to be in use, let handles count that were dropped and not yet counted."""
-        if any(key in self._entries for key in keys):
-            self._transport.settle()
+    def _live_entry(self, key: Any) -> Entry | None:
+        """Return the entry that has this key, if a future of it lives. The board's lock must be held."""
+        entry = self._entries.get(key)
+        if entry is not None and self._transport.count_drops():
+            entry = self._entries.get(key)  # its last future may be among those that were dropped just now
+        return entry

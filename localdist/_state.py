@@ -11,7 +11,8 @@ import gc
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ._schedule.records import Group, Options, Task
@@ -28,38 +29,21 @@ CANCELLED = "cancelled"
 RELEASED = ("released", None)
 
 
-class _Pause:
-    """Counts who has paused the cyclic garbage collector; it runs again when the last one is done."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._count = 0
-        self._was_enabled = False
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._count:
-                self._was_enabled = gc.isenabled()
-                gc.disable()
-            self._count += 1
-
-    def __exit__(self, *exc_info: object) -> None:
-        with self._lock:
-            self._count -= 1
-            if not self._count and self._was_enabled:
-                gc.enable()
-
-
-_pause = _Pause()
-
-
-def collection_paused() -> _Pause:
+@contextmanager
+def collection_paused() -> Iterator[None]:
     """Pause the cyclic garbage collector while many objects are made that will live.
 
     Whenever their number has grown by a quarter it would look at all of them again; that was 3 of the 7 us that a task
-    of `Client.map` cost (100,000 tasks, CPython 3.11).
+    of `Client.map` cost (100,000 tasks, CPython 3.11). Of several threads that pause it, those that found it running
+    let it run again: at the end it runs, however they overlap.
     """
-    return _pause
+    running = gc.isenabled()
+    try:
+        gc.disable()
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 class Watcher(Protocol):
@@ -108,8 +92,6 @@ class Board:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        #: what `concurrent.futures` locks when it looks at a future
-        self.condition = threading.Condition(self.lock)
         #: clients of the engine
         self.clients: weakref.WeakSet[Client] = weakref.WeakSet()
 
@@ -249,39 +231,84 @@ class Latch:
         return opened
 
 
+class StandardCondition:
+    """What `concurrent.futures` holds while it looks at one of our futures: what it sees stays the same meanwhile.
+
+    Each future has its own, because that module locks several futures in an order of its own.
+    """
+
+    def __init__(self, entry: Entry) -> None:
+        self._entry = entry
+        self._lock = threading.RLock()
+        #: status of the entry when it was locked; None while it is not
+        self.status: str | None = None
+
+    def acquire(self) -> bool:
+        """Lock it."""
+        self._lock.acquire()
+        if self.status is None:
+            self.status = self._entry.status
+        return True
+
+    def release(self) -> None:
+        """Unlock it."""
+        self.status = None
+        self._lock.release()
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.release()
+
+
 class StandardWaiters(list):  # type: ignore[type-arg]  # a list for concurrent.futures, a watcher for us
     """The waiters that `concurrent.futures.wait` and `as_completed` hang on one of our futures."""
 
     def __init__(self, future: Future, entry: Entry, board: Board) -> None:
         super().__init__()
+        self.condition = StandardCondition(entry)
         self._future = weakref.ref(future)  # who waits has a reference; this list lives in the future
         self._entry = entry
         self._board = board
+        self._watching = False
 
     def append(self, waiter: Any) -> None:
-        """Watch the entry while there is a waiter, if it has not ended; with the board's lock held, by `condition`."""
-        super().append(waiter)
-        if len(self) == 1 and self._entry.status is PENDING:  # of one that has ended it has been told
-            self._board.watch([self._entry], self)
+        """Let a waiter hear of the end that it has not seen yet, with `condition` held."""
+        with self._board.lock:
+            super().append(waiter)
+            if self.condition.status is not PENDING:
+                return  # it knows
+            if self._entry.status is not PENDING:
+                self._tell(waiter)
+            elif not self._watching:
+                self._watching = True
+                self._board.watch([self._entry], self)
 
     def remove(self, waiter: Any) -> None:
         """Undo `append`."""
-        super().remove(waiter)
-        if not self:
-            self._board.unwatch([self._entry], self)
+        with self._board.lock:
+            super().remove(waiter)
+            if not self and self._watching:
+                self._watching = False
+                self._board.unwatch([self._entry], self)
 
-    def done(self, entry: Entry) -> None:
+    def done(self, entry: Entry) -> None:  # noqa: ARG002  (it is the one it knows)
         """See `Watcher`."""
-        future = self._future()
+        self._watching = False
+        for waiter in list(self):
+            self._tell(waiter)
+
+    def _tell(self, waiter: Any) -> None:
+        future, status = self._future(), self._entry.status
         if future is None:
             return
-        for waiter in self:
-            if entry.status is CANCELLED:
-                waiter.add_cancelled(future)
-            elif entry.status is ERROR:
-                waiter.add_exception(future)
-            else:
-                waiter.add_result(future)
+        if status is CANCELLED:
+            waiter.add_cancelled(future)
+        elif status is ERROR:
+            waiter.add_exception(future)
+        else:
+            waiter.add_result(future)
 
 
 class Callbacks:

@@ -11,11 +11,12 @@ from typing import Any
 
 from xxhash import xxh3_128_hexdigest
 
-from ._future import Duration, Future
+from ._future import Duration, Future, seconds
 from ._graph import extract, futures_in
 from ._key import ATOMS, Digests, Unstable, call_key, check_key, function_digest, random_key, token
+from ._options import make_options
 from ._scattering import Scattering
-from ._schedule.records import Group, Lane, Options, Task
+from ._schedule.records import Group, Options, Task
 from ._serialize import Function, FunctionTable, qualified_type
 from ._state import CANCELLED, Entry, collection_paused
 from ._wire import INLINE_MAX
@@ -33,6 +34,7 @@ def forgetting(entries: dict[Any, Entry], new: list[Entry]) -> Iterator[None]:
     except BaseException:
         for entry in new:
             entries.pop(entry.key, None)
+            entry.client._drop(entry)
         raise
 
 
@@ -54,7 +56,7 @@ class Submission(Scattering):
         resources: Mapping[str, float] | None = None,
         retries: int | None = None,
         priority: float = 0,
-        fifo_timeout: Duration = None,  # noqa: ARG002  (order within a priority is the order of submission)
+        fifo_timeout: Duration = None,
         allow_other_workers: bool = False,
         actor: bool = False,
         actors: bool = False,
@@ -65,18 +67,22 @@ class Submission(Scattering):
         """Run ``func(*args, **kwargs)`` on a worker and return its future at once.
 
         Futures among the arguments, at any depth of lists, tuples, sets and dict values, are replaced by their
-        results, and are waited for. Arguments are pickled now: what is written into them later is not seen.
+        results, and are waited for. Arguments are pickled now: what is written into them later is not seen. (With
+        ``processes=False`` they are handed over as they are.) A large array that many tasks need is stored once if it
+        is an argument; a global or closure variable of `func` travels with `func`.
 
         Args:
             func: any callable; lambdas, closures and functions of ``__main__`` included.
             args: positional arguments.
             key: explicit name of the task: str, int, float or tuple of those. If a live future has it, that task's
                 result is returned, whatever the function.
-            workers: name or address of a worker, or a list or set of them: run only there.
-            resources: what the task holds while it runs; see ``Client(resources=)``.
+            workers: name (0, 1, ... unless you know better) or address of a worker, or a list or set of them: run
+                only there. While there is none of them, the task waits; see `Client.scheduler_info`.
+            resources: what the task holds while it runs, such as ``{"GPU": 1}``; see ``Client(resources=)``. While no
+                worker has as much, the task waits.
             retries: how often it is run again after it raised.
             priority: higher runs earlier; the default is 0.
-            fifo_timeout: accepted for Dask's sake.
+            fifo_timeout: accepted for Dask's sake: within a priority, tasks run in the order of submission.
             allow_other_workers: makes `workers` a preference.
             actor: comes with a later version.
             actors: the same.
@@ -89,16 +95,16 @@ class Submission(Scattering):
             ValueError: `allow_other_workers` without `workers`.
             ClosedClientError: the client is closed.
         """
-        if actor or actors or timeout is not None:
-            _not_yet(actor or actors)
+        if actor or actors or timeout is not None or fifo_timeout is not None:
+            seconds(fifo_timeout)
+            _not_yet(actor or actors, timeout)
         if workers is None and resources is None and not retries and not priority and not allow_other_workers:
             options = self._options
         else:
-            options = self._make_options(workers, resources, retries, priority, allow_other_workers)
+            options = make_options(self, workers, resources, retries, priority, allow_other_workers)
         function = self._describe(func)
         if key is not None:
             check_key(key)
-            self._settle_if_known((key,))
         elif pure and function.digest is not None and not kwargs:
             # The hot path: plain arguments are named and pickled in one step.
             for value in args:
@@ -132,7 +138,7 @@ class Submission(Scattering):
         if key is None:
             key = self._name_call(prefix or function.name, function.digest, args, kwargs, pure, digests, known)
         with self._board.lock:
-            entry = self._entries.get(key)
+            entry = self._live_entry(key)
             if entry is not None:
                 entry.handles += 1
                 return Future(entry)
@@ -159,7 +165,7 @@ class Submission(Scattering):
         with self._board.lock:
             if self._closed:
                 self._check_open()
-            entry = self._entries.get(key)
+            entry = self._live_entry(key)
             if entry is not None:
                 entry.handles += 1
                 if dependencies:
@@ -173,6 +179,7 @@ class Submission(Scattering):
                 self._transport.submit_one(entry)
             except BaseException:  # as in `forgetting`, which costs more than one task should
                 del self._entries[key]
+                self._transport.drop(entry)
                 raise
         return Future(entry)
 
@@ -210,21 +217,6 @@ class Submission(Scattering):
             raise ValueError(f"{future!r} belongs to another client ({entry.client.id})")
         return entry
 
-    def _make_options(
-        self, workers: Any, resources: Mapping[str, float] | None, retries: int | None, priority: float, loose: bool
-    ) -> Options:
-        if not isinstance(loose, bool):
-            raise TypeError(f"allow_other_workers must be a bool, not {qualified_type(loose)}")
-        if loose and workers is None:
-            raise ValueError("allow_other_workers=True goes with workers=")
-        lane = None
-        if workers is not None or resources:
-            names = None
-            if workers is not None:
-                names = frozenset([workers] if isinstance(workers, (str, int)) else workers)
-            lane = Lane(names, not loose, tuple(sorted((resources or {}).items())))
-        return Options(priority, retries or 0, lane, self)
-
     def map(
         self,
         func: Callable[..., Any],
@@ -236,7 +228,7 @@ class Submission(Scattering):
         resources: Mapping[str, float] | None = None,
         priority: float = 0,
         allow_other_workers: bool = False,
-        fifo_timeout: Duration = None,  # noqa: ARG002
+        fifo_timeout: Duration = None,
         actor: bool = False,
         actors: bool = False,
         pure: bool = True,
@@ -263,8 +255,7 @@ class Submission(Scattering):
             ValueError: as many keys as elements are needed.
         """
         self._check_open()
-        if actor or actors or timeout is not None:
-            _not_yet(actor or actors)
+        _not_yet(actor or actors, timeout)
         if not iterables:
             raise TypeError("map needs at least one iterable")
         for iterable in iterables:
@@ -277,9 +268,12 @@ class Submission(Scattering):
         function = self._describe(func)
         options = self._options
         if workers is not None or resources is not None or retries or priority or allow_other_workers:
-            options = self._make_options(workers, resources, retries, priority, allow_other_workers)
+            options = make_options(self, workers, resources, retries, priority, allow_other_workers)
         elements = zip(*iterables, strict=False)
-        chunk = max(1, batch_size) if batch_size else _MAP_CHUNK
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+            raise ValueError(f"batch_size must be a positive int, not {batch_size!r}")
+        seconds(fifo_timeout)
+        chunk = batch_size or _MAP_CHUNK
         plain = not kwargs and not isinstance(key, (list, tuple)) and not self._in_threads
         if plain and all(set(map(type, iterable)) <= ATOMS for iterable in iterables):
             with collection_paused():
@@ -318,6 +312,8 @@ class Submission(Scattering):
                     else:
                         name = prefix + xxh3_128_hexdigest(digest + payload)  # type: ignore[operator]  # pure: not None
                     entry = entries.get(name)
+                    if entry is not None and self._transport.count_drops():
+                        entry = entries.get(name)
                     if entry is None:
                         if len(payload) > INLINE_MAX:
                             call, data = self._transport.encode(function, func, args, {}, ())
@@ -360,7 +356,6 @@ class Submission(Scattering):
                 raise ValueError(f"map has {len(elements)} elements but {len(keys)} keys")
             for one in keys:
                 check_key(one)
-            self._settle_if_known(keys)
         prefix = str(key) if key is not None and keys is None else function.name
         run = random_key(prefix)
         # Keyword arguments are the same for all elements: they are described, and stored if large, once.
@@ -393,6 +388,7 @@ class Submission(Scattering):
         }
 
 
-def _not_yet(actor: bool) -> None:
-    what = "actors come" if actor else "timeout= comes"
-    raise NotImplementedError(f"{what} with a later version of localdist")
+def _not_yet(actor: bool, timeout: Duration) -> None:
+    if actor or timeout is not None:
+        what = "actors come" if actor else "timeout= comes"
+        raise NotImplementedError(f"{what} with a later version of localdist")

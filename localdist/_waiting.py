@@ -216,7 +216,9 @@ class as_completed:  # noqa: N801  (the field's own name)
             self._waiting.clear()
             self._ready.clear()
         for entry in waiting:
-            entry.client._board.unwatch([entry], self)
+            with entry.client._board.lock, self._changed:
+                if entry not in self._waiting:  # else it was added again meanwhile
+                    entry.client._board.unwatch([entry], self)
 
     def __repr__(self) -> str:
         return f"<as_completed: waiting={sum(map(len, self._waiting.values()))} done={len(self._ready)}>"

@@ -97,6 +97,10 @@ class Transport(ABC):
         """Take note that a handle of this task is gone. Takes no lock: finalizers call it."""
 
     @abstractmethod
+    def count_drops(self) -> bool:
+        """Tell the listener, in this thread, of all handles that were dropped before; say whether there were any."""
+
+    @abstractmethod
     def cancel(self, tasks: Sequence[Task], reason: str, *, force: bool) -> None:
         """Cancel these tasks and what their owner made depend on them."""
 

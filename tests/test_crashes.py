@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import random
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,7 +18,7 @@ import pytest
 import localdist
 from localdist import Client
 from localdist.errors import DeserializationError, KilledWorker, SerializationError
-from tests.support import still_running
+from tests.support import eventually, still_running
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and exit codes are POSIX's")
 
@@ -115,8 +117,9 @@ def workers_of(client):
 
 
 @pytest.fixture
-def client():
-    with Client(n_workers=2, threads_per_worker=1, allowed_failures=1) as c:  # fewer than by default: it is faster
+def client(request):
+    """Allow one failure, unless asked otherwise: fewer than by default is faster."""
+    with Client(n_workers=2, threads_per_worker=1, allowed_failures=getattr(request, "param", 1)) as c:
         c.wait_for_workers(2, timeout=20)
         yield c
 
@@ -315,6 +318,7 @@ def test_tasks_queued_behind_a_death_are_not_blamed():
         assert all(type(f.exception(30)) is KilledWorker for f in bad)
 
 
+@pytest.mark.parametrize("client", [3], indirect=True)
 def test_finished_results_outlive_their_worker(client, tmp_path):
     """Results, small and in segments, are usable after all workers have died, and are not computed again."""
 
@@ -348,6 +352,29 @@ def test_the_pool_refills_to_its_size(client):
     after = client.scheduler_info()["workers"]
     assert sorted(one["name"] for one in after.values()) == sorted(one["name"] for one in before.values())
     assert not set(after) & set(before)
+
+
+def test_workers_that_die_together_blame_a_task_once():
+    """When six workers die at one time, a task that one of them was running is not blamed for the others as well."""
+    with Client(n_workers=6, threads_per_worker=1, allowed_failures=1) as client:
+        client.wait_for_workers(6, 30)
+        engine: Any = client.cluster._engine
+
+        def kill_all():
+            workers = list(engine.crew.workers)
+            for worker in workers:
+                worker.kill()
+            assert all(worker.sentinel.wait(20) for worker in workers)
+
+        for _ in range(3):
+            first = engine.crew.workers[
+                0
+            ].record.name  # the first one that is seen to be dead; then the others are there
+            future = client.submit(nap, 0.1, pure=False, workers=[first], allow_other_workers=True)
+            eventually(client, lambda: sum(map(len, client.processing().values())) == 1)
+            engine.call(kill_all)  # in the scheduler's thread, so that it sees all of it at once
+            assert future.result(30) == 0.1
+            client.wait_for_workers(6, 30)
 
 
 def test_exit_codes_that_somebody_else_collects(client):
@@ -492,7 +519,8 @@ def test_random_kills_leave_no_future_pending():
             while killed < 200 and not stop.is_set():
                 known = [w.pid for w in list(client.cluster._engine.crew.workers) if w.ready]
                 if known:
-                    os.kill(rng.choice(known), signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):  # it was noticed in this very moment
+                        os.kill(rng.choice(known), signal.SIGKILL)
                     killed += 1
                 stop.wait(rng.uniform(0, 0.04))
 

@@ -19,7 +19,7 @@ ORDER = [
     {"_graph", "_schedule", "_pipe"},
     {"_state", "_registry", "_store", "_transport", "sync"},
     {"_worker"},
-    {"_dispatch", "_future", "_callbacks"},
+    {"_dispatch", "_future", "_callbacks", "_options"},
     {"_gather", "_waiting"},
     {"_cluster", "_inspection", "_scattering", "_submission"},
     {"_client", "_executor"},

@@ -8,12 +8,14 @@ thread less on the way (measured: 25 of 100 us of a round trip).
 
 from __future__ import annotations
 
+import atexit
 import pickle
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Sequence
+from itertools import islice
 from struct import Struct
 from time import monotonic
 from typing import Any, Protocol
@@ -36,6 +38,8 @@ _HEAD_SIZE = _HEAD.size
 LINGER = 0.01
 #: Dropped handles that may wait while workers report.
 _DROPS_KEPT = 1_000
+#: Engines whose thread runs; each adds itself, so that none is missed whatever interrupts the thread that made it.
+_running: set[Engine] = set()
 
 
 class Listener(Protocol):
@@ -84,7 +88,11 @@ class Engine(Mailbox):
         self._handles: dict[str, ProcessWorker | ThreadWorker] = {}
         self._lines: dict[ProcessWorker | ThreadWorker, list[ReportLine]] = {}
         self._thread = threading.Thread(target=self._main, name="localdist-scheduler", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # Ctrl-C while it starts: nobody will ever have this object
+            self.close(wait=False)
+            raise
 
     # -- any thread ----------------------------------------------------------------------------------------------
 
@@ -98,21 +106,45 @@ class Engine(Mailbox):
             mutex = self._mutex
             try:
                 # Asked for again: it may have been taken, or have died.
-                if mutex.acquire(blocking=False) and self._idle is not None and task.options.lane is None:
-                    self._send_at_once(task, self._idle)
+                free = mutex.acquire(blocking=False) and self._idle is not None and task.options.lane is None
+                if free and self._send_at_once(task, self._idle):
                     return
             finally:
-                if mutex._is_owned():  # type: ignore[attr-defined]  # the stubs lack it; nothing else survives Ctrl-C
-                    mutex.release()
+                try:
+                    if mutex._is_owned():  # type: ignore[attr-defined]  # the stubs lack it
+                        mutex.release()
+                finally:  # nothing else survives a Ctrl-C between the two calls above
+                    if mutex._is_owned():  # type: ignore[attr-defined]
+                        mutex.release()
         self.post(task)
 
-    def _send_at_once(self, task: Task, worker: ProcessWorker) -> None:
-        """Send a task to an idle worker; the scheduler's thread hears of it when it wakes, with the reply at last."""
+    def count_drops(self) -> bool:
+        """Tell the listener, in this thread, of all handles that were dropped before; say whether there were any.
+
+        So an equal call that comes after its last future has gone finds nothing to share.
+        """
+        drops = self._take_drops()
+        if drops:
+            gone = self.listener.drop_handles(drops)
+            if gone:
+                self.post(events.TasksReleased(gone))
+        return bool(drops)
+
+    def _send_at_once(self, task: Task, worker: ProcessWorker) -> bool:
+        """Send a task to an idle worker; the scheduler's thread hears of it when it wakes, with the reply at last.
+
+        Returns:
+            False: another thread has posted something just now, which comes first; nothing was sent.
+        """
         self._idle = None
         task.seq = self.core.take_number()
-        # First the news, then the deed: a worker's reply never comes before the core knows of the task.
-        self._inbox.append(events.TaskSent(worker.record, task))
+        news = events.TaskSent(worker.record, task)
         try:
+            # First the news, then the deed: a worker's reply never comes before the core knows of the task.
+            self._inbox.append(news)
+            if self._inbox[0] is not news:
+                self._inbox.remove(news)
+                return False
             worker.send((task,), self.values)
         except BaseException:
             worker.kill()  # half a message may have gone out; its end is dealt with, and the task is run elsewhere
@@ -120,6 +152,7 @@ class Engine(Mailbox):
         if worker.blocked:
             self._blocked = True
             self.wake()
+        return True
 
     def settle(self) -> None:
         """Return when everything that was posted before has been dealt with.
@@ -153,9 +186,11 @@ class Engine(Mailbox):
     # -- the scheduler's thread ----------------------------------------------------------------------------------
 
     def _main(self) -> None:
+        _running.add(self)
         try:
-            self.crew.start()
-            self._crew_changes(monotonic())
+            if not self._closing.is_set():
+                self.crew.start()
+                self._crew_changes(monotonic())
             while not self._closing.is_set():
                 self._turn()
             self._mutex.acquire()  # for good: nobody sends anything any more
@@ -203,9 +238,9 @@ class Engine(Mailbox):
             self._drain_drops()
         for writer in writeable:
             self._flush(writer)
-        for worker, ended in readable:
-            if ended or not self._read(worker):
-                self._worker_ended(worker)
+        gone = [worker for worker, ended in readable if ended or not self._read(worker)]
+        if gone:
+            self._workers_ended(gone)
         while self._calls:
             self._calls.popleft()()
         if self._blocked:
@@ -287,12 +322,12 @@ class Engine(Mailbox):
     def _drain_drops(self) -> None:
         """Deal with dropped handles.
 
-        None is dropped before it was submitted: what is counted here was dropped before, so it was in the inbox before.
+        None is dropped before it was submitted: what is taken here was dropped before, so it was in the inbox before.
         """
-        count = len(self._drops)
+        drops = self._take_drops()
         if self._inbox:
             self._drain()
-        self._released([self._drops.popleft() for _ in range(count)])
+        self._released(drops)
 
     def _released(self, handles: list[Task]) -> None:
         gone = self.listener.drop_handles(handles)
@@ -382,10 +417,14 @@ class Engine(Mailbox):
             unfinished = [t for t in self.core.tasks.values() if t.state in (State.READY, State.WAITING)]
             self.handle(events.TasksCancelled(unfinished, f"no worker can start: {self.crew.broken}", force=True))
 
-    def _worker_ended(self, worker: ProcessWorker) -> None:
-        """Take note of the end of a process, after everything it wrote."""
-        if not self.crew.has(worker):
-            return
+    def _workers_ended(self, workers: list[ProcessWorker]) -> None:
+        """Take note of the end of processes, after everything they wrote."""
+        # What one is sent from here on, such as what was at another that ended, it can not have begun.
+        had = {worker: set(worker.record.outstanding) for worker in workers if self.crew.has(worker)}
+        for worker, seqs in had.items():
+            self._worker_ended(worker, seqs)
+
+    def _worker_ended(self, worker: ProcessWorker, had: set[int]) -> None:
         while worker.replies.ready() and self._read(worker):
             continue
         if not worker.reap(1.0):
@@ -393,8 +432,9 @@ class Engine(Mailbox):
             worker.reap(5.0)
         self.crew.left(worker)
         if self._handles.pop(worker.record.address, None) is not None:
-            blame = not self._closing.is_set()
-            self.handle(events.WorkerLeft(worker.record, worker.pid, worker.exitcode, blame=blame))
+            oldest = islice(worker.record.outstanding, worker.record.slots)
+            begun = [seq for seq in oldest if seq in had and not self._closing.is_set()]
+            self.handle(events.WorkerLeft(worker.record, worker.pid, worker.exitcode, begun=begun))
         self.values.gone(worker.record.address)
 
     def restart(self) -> None:
@@ -423,16 +463,19 @@ class Engine(Mailbox):
         self._closing.set()
         self.listener.closed()
         self.handle_quietly(events.AllDropped("client closed"))
-        self.crew.close()
-        self._handles.clear()  # a client that somebody keeps shall not keep descriptors of processes
-        self.values.close()
-        while self._inbox:
-            item = self._inbox.popleft()
-            if isinstance(item, Task):
-                self.listener.cancelled([item], "client closed")
-        while self._calls:
-            self._calls.popleft()()
-        self._poller.close()
+        try:
+            self.crew.close()
+        finally:
+            self._handles.clear()  # a client that somebody keeps shall not keep descriptors of processes
+            self.values.close()
+            while self._inbox:
+                item = self._inbox.popleft()
+                if isinstance(item, Task):
+                    self.listener.cancelled([item], "client closed")
+            while self._calls:
+                self._calls.popleft()()
+            self._poller.close()
+            _running.discard(self)
 
     def handle_quietly(self, event: events.Event) -> None:
         """Give the core a last event, although it may be the core that has failed."""
@@ -457,3 +500,12 @@ class _ThreadReply:
     def __init__(self, worker: ThreadWorker, reply: tuple[ReplyKind, int, float, Any]) -> None:
         self.worker = worker
         self.reply = reply
+
+
+def _close_all() -> None:
+    for engine in list(_running):
+        engine.close()
+
+
+# Registered after multiprocessing was imported, hence called before it waits for its children.
+atexit.register(_close_all)

@@ -37,8 +37,7 @@ class Mailbox:
         """Put something into the inbox: a task, or an event."""
         self._inbox.append(item)
         if self._asleep:
-            self._asleep = False
-            self._poller.wake()
+            self._rouse()
 
     def drop(self, task: Task) -> None:
         """Take note that a handle of a task is gone. Takes no lock: finalizers call it.
@@ -47,14 +46,36 @@ class Mailbox:
         """
         self._drops.append(task)
         if self._asleep and not (self._drowsy and type(task.outcome) is bytes):
-            self._asleep = False
-            self._poller.wake()
+            self._rouse()
+
+    def _take_drops(self) -> list[Task]:
+        """Take all handles that were dropped so far. Any thread may do so."""
+        taken: list[Task] = []
+        drops = self._drops
+        while drops:
+            try:
+                taken.append(drops.popleft())
+            except IndexError:  # noqa: PERF203  # another thread was faster
+                break
+        return taken
 
     def wake(self) -> None:
         """Let the scheduler's thread look around. Takes no lock."""
         if self._asleep:
+            self._rouse()
+
+    def forked(self) -> None:
+        """Be dead in a forked process: the pipes belong to the parent, and the thread is not here."""
+        self._asleep = False
+        self._closing.set()
+
+    def _rouse(self) -> None:
+        try:
             self._asleep = False
             self._poller.wake()
+        except BaseException:  # Ctrl-C in between: it would sleep on, and nobody would wake it any more
+            self._poller.wake()
+            raise
 
     def call(self, function: Callable[[], Any]) -> Any:
         """Run a function in the scheduler's thread; return its result or raise its error.

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _UNKNOWN = 255
 #: Functions that a worker keeps; the oldest are forgotten, and sent again when they are needed.
 FUNCTIONS_KEPT = 256
+#: Bytes that these functions may have together: one that carries a large array is sent again rather than kept.
+FUNCTIONS_BYTES = 16 * 2**20
 
 #: Limits of the thread pools inside libraries, read when they are imported. Users' own settings win.
 THREAD_VARIABLES = (
@@ -148,7 +150,9 @@ class ProcessWorker:
         self.replies = FrameReader(reply_reader)
         self.sentinel = _Sentinel(self.process)
         self.exitcode: int | None = None
-        self._known: OrderedDict[int, None] = OrderedDict()
+        #: functions that the worker has, with their size in bytes; the one used last comes last
+        self._known: OrderedDict[int, int] = OrderedDict()
+        self._known_bytes = 0
         if initializer is not None:
             # Not an argument of the process: those are written at once, and a child that dies early never reads them.
             self.tasks.write(frame(initializer))
@@ -174,7 +178,8 @@ class ProcessWorker:
                 if number in known:
                     known.move_to_end(number)
                 else:
-                    known[number] = None
+                    known[number] = len(function.pickled)
+                    self._known_bytes += len(function.pickled)
                     functions.append((number, function.pickled, function.cacheable))
             if task.dependencies:
                 # A pair: the pickle, or None, and how many of the inputs are parts of it.
@@ -182,8 +187,10 @@ class ProcessWorker:
                 items.append((task.seq, task.key, number, payload, parts, self._inputs(task.dependencies, values)))
             else:
                 items.append((task.seq, task.key, number, payload, 0, ()))
-        while len(known) > FUNCTIONS_KEPT + len(functions):
-            forget.append(known.popitem(last=False)[0])
+        while functions and (len(known) > FUNCTIONS_KEPT or self._known_bytes > FUNCTIONS_BYTES):
+            oldest, size = known.popitem(last=False)
+            self._known_bytes -= size
+            forget.append(oldest)
         self.tasks.write(frame(pickle.dumps((functions, forget, items), 5)))
 
     def _inputs(self, dependencies: Iterable[Task], values: ValueStore) -> tuple[Any, ...]:

@@ -93,6 +93,9 @@ class ValueStore:
             OSError: the segment is gone.
         """
         with self._lock:
+            if self._ledger.current(stored.name) is not stored:
+                # It was released meanwhile, and the file may hold another value by now.
+                raise FileNotFoundError(f"the value in {stored.name} was released")
             self._ledger.mapped(stored.name, CLIENT)
         views = self._reader.open(stored)  # also when it fails, the end of the mapping is noted
         return unpack(views[0], views[1:])

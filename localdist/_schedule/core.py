@@ -90,7 +90,7 @@ class Scheduler(Lifetime):
             seq += 1
             task.seq = seq
             key = task.key
-            if key in known:
+            if key in known and known[key].claims:
                 self._pair(known[key], task)
                 continue
             known[key] = task
@@ -122,7 +122,7 @@ class Scheduler(Lifetime):
             # It has died meanwhile. The task was lost with it, and nobody is to blame.
             self._submitted(events.TasksSubmitted((task,)))
             return
-        if task.key in self.tasks:
+        if task.key in self.tasks and self.tasks[task.key].claims:
             # What the worker makes of it has no taker; the other one's outcome serves for both.
             self._pair(self.tasks[task.key], task)
         else:
@@ -138,7 +138,7 @@ class Scheduler(Lifetime):
             self._seq += 1
             task.seq = self._seq
             twin = self.tasks.get(task.key)
-            if twin is not None:
+            if twin is not None and twin.claims:
                 outcome, task.outcome = task.outcome, None
                 self._dropped.append(outcome)
                 self._pair(twin, task)
@@ -148,7 +148,10 @@ class Scheduler(Lifetime):
         self._tell("stored", event.tasks)
 
     def _pair(self, primary: Task, twin: Task) -> None:
-        """Let `primary`, which has the same key, run for `twin` too."""
+        """Let `primary`, which has the same key, run for `twin` too.
+
+        One that nobody claims any more, and only a dependent still needs, is no such task: it loses its key.
+        """
         self._move(twin, "pair")
         twin.twins = [primary]
         self._dropped += [d.outcome for d in dict.fromkeys(twin.dependencies) if d.state is State.NEW]
@@ -227,7 +230,7 @@ class Scheduler(Lifetime):
             elif ending is success:
                 # The hot path: `finish`, whose start state was checked just now.
                 task.state = finished
-                task.worker = task.call = None
+                task.worker = task.call = task.function = None
                 task.outcome = outcome
                 if task.dependencies:
                     self._let_go_of_dependencies(task)

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from .records import Key, ReportLine, Task, Worker
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TasksSubmitted:
     """Somebody wants these tasks; each carries one claim of its submitter."""
 
     tasks: Sequence[Task]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TaskSent:
     """Somebody wants this task, and has sent it to a worker that was idle, under a number from `take_number`."""
 
@@ -23,14 +23,14 @@ class TaskSent:
     task: Task
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ValuesStored:
     """These tasks were never calls: their `outcome` is data that a client put in."""
 
     tasks: Sequence[Task]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TasksReported:
     """A worker ran these tasks."""
 
@@ -38,7 +38,7 @@ class TasksReported:
     lines: Sequence[ReportLine]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TasksRecalled:
     """A worker gives back tasks that it has not begun, in answer to a `Recall`."""
 
@@ -48,14 +48,14 @@ class TasksRecalled:
     whole: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TasksReleased:
     """The submitters of these tasks do not want them any more."""
 
     tasks: Sequence[Task]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TasksCancelled:
     """These tasks, and what the same owner made depend on them, shall not be.
 
@@ -67,35 +67,35 @@ class TasksCancelled:
     force: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TasksKept:
     """These tasks shall run although nobody waits for them (fire and forget)."""
 
     tasks: Sequence[Task]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TasksRetried:
     """These failed tasks, and the failed ones they stem from, shall run again."""
 
     tasks: Sequence[Task]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class AllDropped:
     """Every task is to be forgotten, claimed or not (restart)."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class WorkerJoined:
     """A worker is ready for work."""
 
     worker: Worker
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class WorkerLeft:
     """A worker's process ended; what it was running is blamed, unless it was told to stop."""
 
@@ -107,7 +107,7 @@ class WorkerLeft:
     begun: Sequence[int] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class DeadlineReached:
     """Nothing happened until the time that `next_deadline` gave."""
 

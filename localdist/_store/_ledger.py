@@ -124,6 +124,11 @@ class Ledger:
         name = self._by_digest.get(digest)
         return None if name is None else self._segments[name].stored
 
+    def current(self, name: str) -> Stored | None:
+        """Return the wanted value that a segment holds, if any."""
+        segment = self._segments.get(name)
+        return segment.stored if segment is not None and segment.holders else None
+
     def created(self, stored: Stored, writer: Hashable, now: float) -> None:  # noqa: ARG002  (all events have a time)
         """Note that a process (any key but None) wrote a value, into a new segment or into one that was warm.
 

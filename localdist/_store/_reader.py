@@ -20,6 +20,7 @@ import gc
 import mmap
 import os
 import sys
+import weakref
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,20 @@ COPY_MAX = 256 * 1024
 """Bytes up to which a value is read into memory rather than mapped (measurements: `localdist._store._segment`)."""
 
 _garbage: deque[PrivateMapping] = deque()  # were garbage while views existed; closed as soon as these are gone
+
+
+_living: weakref.WeakSet[PrivateMapping] = weakref.WeakSet()  # those that will report their end
+
+
+def _keep_for_child() -> None:
+    """Never report the mappings that a child is about to share: pages that it has not got it reads from the file."""
+    for mapping in list(_living):
+        with contextlib.suppress(AttributeError):
+            del mapping.report
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_keep_for_child)
 
 
 class PrivateMapping(mmap.mmap):
@@ -111,6 +126,7 @@ class SegmentReader:
             self._held.append(None)
             buffer.name = stored.name
             buffer.report = self._report
+            _living.add(buffer)
         else:
             self._on_unmapped(stored.name)
         whole = memoryview(buffer)

@@ -17,7 +17,7 @@ from .._serialize import blame, load_error, pack, pack_whole, qualified_type, un
 from .._store._segment import Stored
 from .._wire import INLINE_MAX, Local
 from ..abc import Transport
-from ..errors import DeserializationError, KilledWorker, SerializationError
+from ..errors import ClosedClientError, DeserializationError, KilledWorker, SerializationError
 
 if TYPE_CHECKING:
     from .._dispatch._engine import Engine
@@ -152,6 +152,9 @@ class InProcess(Transport):
     def keep(self, tasks: Sequence[Task]) -> None:
         self._engine.post(events.TasksKept(tasks))
 
+    def count_drops(self) -> bool:
+        return self._engine.count_drops()
+
     def settle(self) -> None:
         self._engine.settle()
 
@@ -185,6 +188,8 @@ class InProcess(Transport):
         if not wait:
             return None
         call.wait()
+        if call.abandoned:
+            raise ClosedClientError("the client was closed while its workers ran a function")
         answers: dict[str, tuple[bool, Any]] = {}
         for address, payload in call.answers.items():
             if payload is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import marshal
+import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -32,6 +33,11 @@ class Codec(Protocol):
         """Return how an exception travels. Never raises."""
 
 
+#: Held while something is unpickled. Slots that import parts of one package at the same time can be handed modules that
+#: are only half there (Python breaks the deadlock of their import locks so); NumPy's first array did that.
+unpickling = threading.RLock()
+
+
 class LoadedFunction:
     """A function that the scheduler sent, unpickled when it is first called."""
 
@@ -47,7 +53,8 @@ class LoadedFunction:
         function = self._loaded
         if function is None:
             try:
-                function = load_function(self._pickled)
+                with unpickling:
+                    function = load_function(self._pickled)
             except Exception as e:
                 raise DeserializationError("function", key, f"{type(e).__name__}: {e}") from e
             if self._keep:
@@ -76,15 +83,17 @@ class ProcessCodec:
             values: list[Any] = []
         else:
             opened = self._open(item)
-            values = [
-                self._load(value, views, item.key)
-                for value, views in zip(item.inputs[item.parts :], opened[item.parts :], strict=True)
-            ]
+            with unpickling:
+                values = [
+                    self._load(value, views, item.key)
+                    for value, views in zip(item.inputs[item.parts :], opened[item.parts :], strict=True)
+                ]
         buffers = [views[0] for views in opened[: item.parts]]
         stream: bytes | memoryview = buffers.pop(0) if payload is None else payload
         bind(values)
         try:
-            args, kwargs = unpack(stream, buffers)
+            with unpickling:
+                args, kwargs = unpack(stream, buffers)
         except Exception as e:
             raise DeserializationError("argument", item.key, f"{type(e).__name__}: {e}") from e
         finally:

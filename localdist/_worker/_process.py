@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import pickle
 import signal
@@ -199,6 +200,9 @@ def main(settings: Settings, tasks: Connection, control: Connection, replies: Co
 def _ignore_interrupts() -> None:
     """Leave the terminal's Ctrl-C to the client (ruling 23); it was blocked while this process started."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What a task starts by `multiprocessing` is started as anywhere else. loky leaves its own way as the default, which
+    # neither `multiprocessing.Process` nor children made by "spawn" understand.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 

@@ -9,6 +9,7 @@ way in; what it reads beyond its own need goes into `queue`, from which the othe
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -19,6 +20,9 @@ from .._wire import Item, ReplyKind
 from ..errors import Reschedule
 from ._codec import Codec
 from ._context import WorkerHandle, current
+
+#: Cancelled tasks that are remembered: those that had begun when the word came are never asked for again.
+_CANCELLED_KEPT = 10_000
 
 
 class Channel(Protocol):
@@ -42,7 +46,7 @@ class Runner:
         #: items that have arrived and have not begun, oldest first
         self.queue: deque[Item] = deque()
         #: seqs that must not begin
-        self._cancelled: set[int] = set()
+        self._cancelled: dict[int, None] = {}
         self._reading = threading.Lock()
         self._ended = False
 
@@ -60,7 +64,10 @@ class Runner:
 
     def cancel(self, seqs: Sequence[int]) -> None:
         """Never begin these items; they are given back when their turn comes. Any thread may call this."""
-        self._cancelled.update(seqs)
+        self._cancelled.update(dict.fromkeys(seqs))
+        while len(self._cancelled) > _CANCELLED_KEPT:
+            with contextlib.suppress(StopIteration, RuntimeError, KeyError):  # a slot takes from it meanwhile
+                del self._cancelled[next(iter(self._cancelled))]
 
     def recall(self) -> list[int]:
         """Take back all items that have not begun. Any thread may call this."""
@@ -81,7 +88,7 @@ class Runner:
             taken.append(item.seq)
 
     def _give_back(self, item: Item) -> None:
-        self._cancelled.discard(item.seq)
+        self._cancelled.pop(item.seq, None)
         self.codec.give_back(item)
 
     def _next(self) -> Item | None:

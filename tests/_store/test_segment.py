@@ -75,7 +75,11 @@ def test_every_value_comes_back(writer: SegmentWriter, values: list[list[int]]) 
 
 def test_parts_may_be_any_contiguous_buffer(writer: SegmentWriter) -> None:
     """Bytes, memory views and pickle buffers are taken, of any item type, shape (also empty) and order."""
-    arrays: list[Any] = [np.arange(24.0).reshape(2, 3, 4), np.asfortranarray(np.arange(6).reshape(2, 3)), np.zeros((0, 3))]
+    arrays: list[Any] = [
+        np.arange(24.0).reshape(2, 3, 4),
+        np.asfortranarray(np.arange(6).reshape(2, 3)),
+        np.zeros((0, 3)),
+    ]
     stored = writer.write([b"stream", memoryview(b"view"), *map(PickleBuffer, arrays)], b"digest", "some.Type")
     assert load(stored) == [b"stream", b"view", *(array.tobytes("A") for array in arrays)]
     assert (stored.digest, stored.type_name) == (b"digest", "some.Type")
