@@ -1,9 +1,7 @@
 """The one thread that owns the scheduler's core: it feeds it events, and performs the actions that come back.
 
 Other threads `post` to its inbox: tasks to submit, handles that were dropped, events. It sleeps in a poller until a
-worker replies, somebody posts, or a deadline of the core or of the store is reached. While it sleeps and a worker is
-idle, a thread that submits a task sends it there itself, and tells the scheduler's thread afterwards: one change of
-thread less on the way (measured: 25 of 100 us of a round trip).
+worker replies, somebody posts, or a deadline of the core or of the store is reached.
 """
 
 from __future__ import annotations
@@ -14,11 +12,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
 from itertools import islice
 from struct import Struct
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
 from .._schedule import actions, events
 from .._schedule.core import Scheduler
@@ -27,7 +24,7 @@ from .._store._segment import Stored, make_folder
 from .._wire import REPLY, ReplyKind
 from ..errors import InternalError, WorkerStartError
 from ._crew import Crew, Settings
-from ._mailbox import Mailbox
+from ._express import Express, Listener
 from ._pool import ProcessWorker
 from ._threads import ThreadWorker
 from ._values import ValueStore
@@ -42,26 +39,7 @@ _DROPS_KEPT = 1_000
 _running: set[Engine] = set()
 
 
-class Listener(Protocol):
-    """Who wants to know what became of tasks. Called in the scheduler's thread; must not wait."""
-
-    def ended(self, finished: Sequence[Task], failed: Sequence[Task]) -> None:
-        """These tasks have an outcome."""
-
-    def cancelled(self, tasks: Sequence[Task], reason: str) -> None:
-        """These tasks are cancelled."""
-
-    def pending(self, tasks: Sequence[Task]) -> None:
-        """These tasks had failed and run again."""
-
-    def drop_handles(self, tasks: Sequence[Task]) -> list[Task]:
-        """Count a handle less for each; return those that have none left."""
-
-    def closed(self) -> None:
-        """The engine has ended: nothing that is submitted from now on will be done."""
-
-
-class Engine(Mailbox):
+class Engine(Express):
     """Runs tasks on workers for all clients of this pool. Its public methods may be called from any thread."""
 
     def __init__(self, settings: Settings, listener: Listener) -> None:
@@ -74,13 +52,6 @@ class Engine(Mailbox):
         self.core = Scheduler(allowed_failures=settings.allowed_failures)
         #: clients that there have been; two could submit the same key
         self.clients = 0
-        #: held by the thread that uses the core, the ledger's orders and the workers' pipes; held by the scheduler's
-        #: thread whenever it does not sleep
-        self._mutex = threading.RLock()
-        #: a worker that had nothing to do when the scheduler's thread went to sleep
-        self._idle: ProcessWorker | None = None
-        #: True when a pipe to a worker was full, until the scheduler's thread watches it
-        self._blocked = False
         #: True: sleep for `LINGER` at most, because something has just happened
         self._lingering = False
         self.values = ValueStore(make_folder(), self.wake)
@@ -95,64 +66,6 @@ class Engine(Mailbox):
             raise
 
     # -- any thread ----------------------------------------------------------------------------------------------
-
-    def submit_one(self, task: Task) -> None:
-        """Let a task run. If a worker is idle, this thread sends it there itself, before the core knows of it.
-
-        The caller may hold the listener's lock: nothing here waits for the mutex. Ctrl-C, or what the handler of
-        another signal raises, may come at any point here; the core is never touched, so it stays whole.
-        """
-        if self._idle is not None and self._asleep and not self._inbox and not task.dependencies:
-            mutex = self._mutex
-            try:
-                # Asked for again: it may have been taken, or have died.
-                free = mutex.acquire(blocking=False) and self._idle is not None and task.options.lane is None
-                if free and self._send_at_once(task, self._idle):
-                    return
-            finally:
-                try:
-                    if mutex._is_owned():  # type: ignore[attr-defined]  # the stubs lack it
-                        mutex.release()
-                finally:  # nothing else survives a Ctrl-C between the two calls above
-                    if mutex._is_owned():  # type: ignore[attr-defined]
-                        mutex.release()
-        self.post(task)
-
-    def count_drops(self) -> bool:
-        """Tell the listener, in this thread, of all handles that were dropped before; say whether there were any.
-
-        So an equal call that comes after its last future has gone finds nothing to share.
-        """
-        drops = self._take_drops()
-        if drops:
-            gone = self.listener.drop_handles(drops)
-            if gone:
-                self.post(events.TasksReleased(gone))
-        return bool(drops)
-
-    def _send_at_once(self, task: Task, worker: ProcessWorker) -> bool:
-        """Send a task to an idle worker; the scheduler's thread hears of it when it wakes, with the reply at last.
-
-        Returns:
-            False: another thread has posted something just now, which comes first; nothing was sent.
-        """
-        self._idle = None
-        task.seq = self.core.take_number()
-        news = events.TaskSent(worker.record, task)
-        try:
-            # First the news, then the deed: a worker's reply never comes before the core knows of the task.
-            self._inbox.append(news)
-            if self._inbox[0] is not news:
-                self._inbox.remove(news)
-                return False
-            worker.send((task,), self.values)
-        except BaseException:
-            worker.kill()  # half a message may have gone out; its end is dealt with, and the task is run elsewhere
-            raise
-        if worker.blocked:
-            self._blocked = True
-            self.wake()
-        return True
 
     def settle(self) -> None:
         """Return when everything that was posted before has been dealt with.
