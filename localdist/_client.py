@@ -80,6 +80,7 @@ class Client(Submission):
             self.cluster = _cluster_at(address)
             self._owns_cluster = False
         else:
+            _refuse_unknown(kwargs)
             self.cluster = LocalCluster(**kwargs, start_timeout=limit)
             self._owns_cluster = True
         self.id = f"Client-{name}-{uuid.uuid4()}" if name else f"Client-{uuid.uuid4()}"
@@ -309,6 +310,19 @@ _NETWORK_OPTIONS = frozenset(
 def _drop_network_options(kwargs: dict[str, Any]) -> None:
     for word in _NETWORK_OPTIONS & kwargs.keys():
         del kwargs[word]
+
+
+def _refuse_unknown(kwargs: dict[str, Any]) -> None:
+    import inspect
+
+    known = [word for word in inspect.signature(LocalCluster).parameters if word != "start_timeout"]
+    for word in kwargs:
+        if word not in known:
+            import difflib
+
+            close = difflib.get_close_matches(word, [*known, "name", "timeout", "set_as_default"], 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise TypeError(f"Client() got an unexpected keyword argument {word!r}{hint}")
 
 
 def _cluster_at(address: Any) -> LocalCluster:

@@ -169,14 +169,18 @@ class Future(concurrent.futures.Future[Any]):
             try:
                 if not latch.wait(seconds(timeout)):
                     board.unwatch((entry,), latch)
-                    raise concurrent.futures.TimeoutError(f"{entry.key!r} has not finished within {timeout} s")
+                    raise concurrent.futures.TimeoutError(
+                        f"{entry.key!r} has not finished within {seconds(timeout):g} s"
+                    )
             except KeyboardInterrupt:
                 client.cancel(self, reason="interrupted")
                 raise
         return entry
 
     def result(self, timeout: Duration = None) -> Any:
-        """Wait for the task and return its value: a fresh copy, which the caller may change.
+        """Wait for the task and return its value: a fresh copy, which the caller may change (with threads: the object).
+
+        Ctrl-C cancels the future.
 
         Args:
             timeout: how long to wait: seconds, or text like "500ms"; None: as long as it takes.

@@ -12,7 +12,7 @@ from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED
 from concurrent.futures._base import DoneAndNotDoneFutures
 from typing import Any, TextIO
 
-from ._future import Deadline, Duration, Future, _cancelled_error
+from ._future import Deadline, Duration, Future, _cancelled_error, seconds
 from ._graph import futures_in
 from ._serialize import qualified_type
 from ._state import CANCELLED, ERROR, PENDING, Board, Entry, Latch
@@ -104,7 +104,7 @@ def _wait_for(futures: list[Future], pending: list[Entry], timeout: Duration, wa
         raise
     if not opened:
         left = sum(entry.status is PENDING for entry in pending)
-        raise TimeoutError(f"{left} of {len(futures)} futures have not ended within {timeout} s")
+        raise TimeoutError(f"{left} of {len(futures)} futures have not ended within {seconds(timeout):g} s")
 
 
 def _opens(board: Board, entries: list[Entry], wanted: int | None, deadline: Deadline) -> bool:
@@ -241,7 +241,7 @@ class as_completed:  # noqa: N801  (the field's own name)
                     if not self._waiting:
                         raise StopIteration
                     if not self._changed.wait(self._deadline.left()) and not self._ready:
-                        raise TimeoutError(f"no further future has ended within {self._deadline.timeout} s")
+                        raise TimeoutError(f"no further future has ended within {seconds(self._deadline.timeout):g} s")
                 return self._ready.popleft()
         except KeyboardInterrupt:
             self._interrupted()

@@ -61,6 +61,12 @@ def threads() -> Iterator[Client]:
     client.close()
 
 
+@pytest.fixture(params=["processes", "threads"])
+def either(request: pytest.FixtureRequest, client: Client, threads: Client) -> Client:
+    """Give one, then the other of the two clients above: what is tested holds for both."""
+    return client if request.param == "processes" else threads
+
+
 @pytest.fixture
 def gate() -> Iterator[Gate]:
     """Give a gate that holds tasks up until the test opens it."""

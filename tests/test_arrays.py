@@ -184,6 +184,14 @@ def test_large_bytes_and_text(store: Client) -> None:
         assert store.scatter([value])[0].result() == value
 
 
+def test_the_first_arrays_of_a_worker_with_two_slots() -> None:
+    """Two slots of a worker that has not imported NumPy yet may be given arrays at the same time."""
+    arrays = [np.arange(size) for size in (10, 20, 30, 40)]
+    for _ in range(5):
+        with Client(n_workers=1, threads_per_worker=2) as client:
+            assert client.gather(client.map(len, arrays, pure=False)) == [10, 20, 30, 40]
+
+
 def test_chains_of_large_values(store: Client) -> None:
     """Large values pass from task to task; those in between are freed as they are used up."""
     eventually(store, lambda: live_bytes(store) == 0)

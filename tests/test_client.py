@@ -278,6 +278,25 @@ def test_errors_of_run(client: Client) -> None:
         client.run(fail_on_one, on_error="shrug")
 
 
+def test_closing_while_run_waits(gate: Gate) -> None:
+    """A thread in `run` gets a ClosedClientError when the client is closed before all workers have answered."""
+    client = Client(n_workers=1, threads_per_worker=1)
+    errors: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            client.run(wait_at, gate.address)
+        except BaseException as error:  # noqa: BLE001  (it is looked at below)
+            errors.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    gate.wait_for()
+    client.close()
+    thread.join()
+    assert [type(error) for error in errors] == [ClosedClientError]
+
+
 def test_run_while_all_slots_are_busy(client: Client, gate: Gate) -> None:
     """`run` does not wait for tasks."""
     blockers = client.map(wait_at, [gate.address] * 2, pure=False)

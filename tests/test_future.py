@@ -10,6 +10,7 @@ import datetime
 import gc
 import logging
 import pickle
+import sys
 import threading
 import traceback
 import weakref
@@ -530,6 +531,103 @@ def test_standard_as_completed(client: Client) -> None:
     assert sorted(future.result() for future in ended) == list(range(1, 51))
 
 
+def test_standard_wait_on_two_clients_in_opposite_order(client: Client, threads: Client) -> None:
+    """Two threads that wait for futures of the same two clients, in opposite order, do not wait for each other."""
+    # The standard library locks futures in the order of their addresses.
+    ours, theirs = [], []
+    for number in range(30):
+        ours.append(client.submit(inc, number))
+        theirs.append(threads.submit(inc, number))
+    ours.sort(key=id)
+    theirs.sort(key=id)
+    pairs = [(ours[0], theirs[-1]), (theirs[0], ours[-1])]
+    assert all(id(first) < id(second) for first, second in pairs)
+    concurrent.futures.wait([*ours, *theirs])
+    begin = threading.Barrier(2)
+    rounds = []
+
+    def wait_often(pair: tuple[Future, Future]) -> None:
+        begin.wait()
+        for _ in range(300):
+            more = {client.submit(inc, 1, pure=False), threads.submit(inc, 1, pure=False), *pair}
+            rounds.append(concurrent.futures.wait(more, timeout=20).done == more)
+            for _ in range(10):
+                concurrent.futures.wait(pair)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        waiting = [threading.Thread(target=wait_often, args=(pair,), daemon=True) for pair in pairs]
+        for thread in waiting:
+            thread.start()
+        for thread in waiting:
+            thread.join(40)
+            assert not thread.is_alive()
+    finally:
+        sys.setswitchinterval(interval)
+    assert rounds == [True] * 600
+
+
+class Counter:
+    """What `concurrent.futures` hangs on a future, reduced to what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def add_result(self, _future: Any) -> None:
+        self.told.append("result")
+
+    def add_exception(self, _future: Any) -> None:
+        self.told.append("exception")
+
+    def add_cancelled(self, _future: Any) -> None:
+        self.told.append("cancelled")
+
+
+@pytest.mark.parametrize("moment", ["before the look", "between", "after", "twice after"])
+@pytest.mark.parametrize("end", ["result", "exception", "cancelled"])
+def test_a_standard_waiter_is_told_once(client: Client, gate: Gate, moment: str, end: str) -> None:
+    """Whenever a future ends that the standard library looks at and then waits for, it is told once: there or later."""
+    future = client.submit(wait_at, gate.address, pure=False)
+    gate.wait_for()
+
+    def finish() -> None:
+        if end == "cancelled":
+            future.cancel()
+        elif end == "result":
+            gate.open()
+        else:
+            gate._arrived.pop().close()
+        eventually(client, future.done)
+
+    counters = [Counter() for _ in range(2 if moment == "twice after" else 1)]
+    if moment == "before the look":
+        finish()
+    with future._condition:
+        seen = future._state
+        if moment == "between":
+            finish()
+        assert future._state == seen, "what is seen stays the same while it is locked"
+        for counter in counters:
+            future._waiters.append(counter)
+    assert (seen == "PENDING") == (moment != "before the look")
+    if "after" in moment:
+        finish()
+    for counter in counters:
+        assert counter.told == ([end] if seen == "PENDING" else [])
+        with future._condition:
+            future._waiters.remove(counter)
+    assert future._entry is not None
+    assert future._entry.watchers is None
+
+
+def test_standard_wait_counts_right_while_futures_end(either: Client) -> None:
+    """Futures that end while `concurrent.futures.wait` begins to wait are neither missed nor counted twice."""
+    for _ in range(300):
+        futures = set(either.map(inc, range(4), pure=False))
+        assert concurrent.futures.wait(futures, timeout=20) == (futures, set())
+
+
 def test_standard_waiting_keeps_nothing(client: Client, gate: Gate) -> None:
     """After the standard library has waited for a future, dropping it still frees it at once."""
     future = client.submit(wait_at, gate.address)
@@ -626,6 +724,62 @@ def test_futures_without_a_client(client: Client) -> None:
 
 
 # -- many at once
+
+
+def test_exception_beside_retry(either: Client) -> None:
+    """While another thread retries a task that always fails, `exception` and `traceback` are never None."""
+    future = either.submit(div, 1, 0)
+    answers: set[Any] = set()
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            answers.add(type(future.exception(20)))
+            answers.add(future.traceback(20) is None)
+
+    asking = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in asking:
+        thread.start()
+    for _ in range(300):
+        either.retry(future)
+        answers.add(type(future.exception(20)))
+    stop.set()
+    for thread in asking:
+        thread.join()
+    assert answers == {ZeroDivisionError, False}
+
+
+def test_results_against_reuse(client: Client) -> None:
+    """`result` racing with `release` gives the task's own value or an error, never what its memory holds next."""
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            client.submit(np.full, 50_000, -1, pure=False).result()
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    try:
+        for number in range(100):
+            future = client.submit(np.full, 50_000, number, pure=False)
+            future.exception()
+            outcomes: list[Any] = []
+
+            def ask(future: Future = future, number: int = number, outcomes: list[Any] = outcomes) -> None:
+                try:
+                    while True:
+                        outcomes.append(bool((future.result() == number).all()))
+                except CancelledError:
+                    return
+
+            thread = threading.Thread(target=ask)
+            thread.start()
+            future.release()
+            thread.join()
+            assert set(outcomes) <= {True}
+    finally:
+        stop.set()
+        writing.join()
 
 
 def test_results_against_cancelling(client: Client) -> None:

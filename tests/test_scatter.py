@@ -141,6 +141,19 @@ def test_same_key_with_another_value(client: Client) -> None:
     assert client.gather(client.scatter({"params": 2, "a task": 3})) == {"params": 2, "a task": 3}
 
 
+@pytest.mark.parametrize("how", ["release", "del"])
+@pytest.mark.parametrize("size", [1, 50_000], ids=["small", "large"])
+def test_a_released_key_names_other_data(either: Client, how: str, size: int) -> None:
+    """After `release` a key names the data that are scattered under it next, as argument and as result, at once."""
+    for number in range(40):
+        data = either.scatter({"x": np.full(size, number)})["x"]
+        assert either.submit(np.sum, data).result() == size * number
+        assert (data.result() == number).all()
+        if how == "release":
+            data.release()
+        del data
+
+
 def test_values_that_cannot_be_described(client: Client) -> None:
     """Of such values nobody can say that they are equal: each gets its own key, and none may share an explicit one."""
     one, two = client.scatter([lambda: object(), np.random.default_rng(0)])

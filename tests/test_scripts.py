@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from localdist import Client
 
 ROOT = Path(__file__).parent.parent
 
@@ -200,3 +203,163 @@ def test_a_client_within_a_task(tmp_path: Path) -> None:
         "    print(client.submit(outer, 5).result())\n"
     )
     assert run(str(script)) == "10\n"
+
+
+FORKING = """
+    import os, sys, warnings
+
+    import numpy as np
+
+    from localdist import CancelledError, Client, ClosedClientError
+
+    warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on: threads do not survive a fork
+    processes, way = sys.argv[1] == "processes", sys.argv[2]
+
+
+    def in_a_child(check):
+        sys.stdout.flush()
+        child = os.fork()
+        if child:
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        status = 99
+        try:
+            status = check()
+        finally:
+            if way == "sys.exit":
+                sys.exit(status)
+            os._exit(status)
+
+
+    def check():
+        uses = [
+            lambda: client.submit(abs, -2),
+            lambda: client.submit(abs, -1),
+            lambda: client.submit(np.sum, [large]),
+            lambda: client.map(abs, [1, 2]),
+            lambda: client.scatter([1]),
+            lambda: pending.result(20),
+            lambda: client.cluster._engine.settle(),
+        ]
+        for number, use in enumerate(uses):
+            try:
+                use()
+            except ClosedClientError:
+                continue
+            return 10 + number
+        if client.status != "closed" or small.result() != 1 or large.result().sum() != 200_000:
+            return 2
+        if not isinstance(failed.exception(), ZeroDivisionError):
+            return 3
+        with Client(n_workers=1, threads_per_worker=1, processes=processes) as own:
+            if own.submit(abs, -3).result(20) != 3 or Client.current() is not own:
+                return 4
+        client.close()
+        pending.release()
+        return 0
+
+
+    with Client(n_workers=1, threads_per_worker=1, processes=processes) as client:
+        small, large, failed = client.submit(abs, -1), client.submit(np.ones, 200_000), client.submit(divmod, 1, 0)
+        array = large.result()
+        failed.exception()
+        pending = client.submit(abs, -1, key="pending", resources={"GPU": 1})
+        for _ in range(3):
+            print(in_a_child(check))
+            print(client.submit(abs, -5, pure=False).result(20), client.map(abs, [-6, -7])[1].result(20))
+            print(int(large.result().sum()), int(array.sum()), pending.status, client.status)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.parametrize(("kind", "way"), [("processes", "os._exit"), ("threads", "os._exit"), ("threads", "sys.exit")])
+def test_a_forked_child(tmp_path: Path, kind: str, way: str) -> None:
+    """A forked child has finished results and may start a client of its own; its parent's is closed there, and lives on."""
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(FORKING))
+    assert run(str(script), kind, way).splitlines() == ["0", "5 7", "200000 200000 pending running"] * 3
+
+
+SHARING = """
+    import os, warnings
+
+    import numpy as np
+
+    from localdist import Client
+
+    warnings.simplefilter("ignore", DeprecationWarning)
+
+    with Client(n_workers=1, threads_per_worker=1) as client:
+        array = client.submit(np.full, 300_000, 7).result()
+        told, tell = os.pipe()
+        child = os.fork()
+        if not child:
+            os.read(told, 1)
+            os._exit(int(not (array == 7).all()))
+        del array
+        for number in range(20):
+            assert (client.submit(np.full, 300_000, 100 + number).result() == 100 + number).all()
+        os.write(tell, b"!")
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_what_a_forked_child_maps_stays(tmp_path: Path) -> None:
+    """An array that a child shares since the fork keeps its content there, whatever the parent does with its own."""
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SHARING))
+    assert run(str(script)) == "0\n"
+
+
+# -- multiprocessing within tasks
+
+
+def start_process(method: str | None) -> Any:
+    """Start a process as `multiprocessing` does by default, or in the way that is named; return its exit code."""
+    make = multiprocessing.Process if method is None else multiprocessing.get_context(method).Process  # type: ignore[attr-defined]
+    process = make(target=sys.exit, args=(7,))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def use_pool(method: str | None) -> Any:
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        return pool.map(abs, [-1, -2, -3])
+
+
+METHODS = [None, *multiprocessing.get_all_start_methods()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_multiprocessing_within_a_task(client: Client, method: str | None) -> None:
+    """A task may start processes and pools by `multiprocessing`, by default and in every way that the system has."""
+    assert client.submit(start_process, method).result(30) == 7
+    assert client.submit(use_pool, method).result(30) == [1, 2, 3]
+
+
+MULTIPROCESSING = """
+    import multiprocessing
+
+    from localdist import Client
+
+
+    def use(method):
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            return pool.map(abs, [-1, -2])
+
+
+    with Client(n_workers=1, threads_per_worker=1) as client:
+        for method in [None, *multiprocessing.get_all_start_methods()]:
+            print(client.submit(use, method).result(30))
+"""
+
+
+@pytest.mark.slow
+def test_multiprocessing_within_a_task_of_a_script(tmp_path: Path) -> None:
+    """That holds for functions of a script without a guard, too."""
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(MULTIPROCESSING))
+    assert run(str(script)).splitlines() == ["[1, 2]"] * len(METHODS)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -285,6 +285,36 @@ def test_explicit_key_in_use_gives_the_existing_task(client: Client) -> None:
     assert client.submit(add, 10, 20, key="taken").result() == 30
 
 
+@pytest.mark.parametrize("ended", [True, False], ids=["ended", "pending"])
+def test_a_released_key_is_free_at_once(either: Client, ended: bool) -> None:
+    """After `release` the key names whatever is submitted with it next, whether the first task had ended or not."""
+    for number in range(60):
+        first = either.submit(inc, number, key="reused")
+        if ended:
+            assert first.result() == number + 1
+        first.release()
+        second = either.submit(add, number, 1000, key="reused")
+        assert second.result() == number + 1000
+        second.release()
+
+
+@pytest.mark.parametrize("how", ["release", "del"])
+def test_a_key_that_only_a_dependent_needs_is_free(either: Client, gate: Gate, how: str) -> None:
+    """A new task takes the key of one that only its dependent still needs; each has the value of its own function."""
+    first = either.submit(wait_at, gate.address, 1, key="needed")
+    dependent = either.submit(inc, first, pure=False)
+    gate.wait_for()
+    if how == "release":
+        first.release()
+    else:
+        del first
+    second = either.submit(add, 10, 20, key="needed")
+    assert second.result() == 30
+    gate.open()
+    assert dependent.result() == 2
+    assert either.submit(inc, second, pure=False).result() == 31
+
+
 # -- sharing
 
 
@@ -303,6 +333,59 @@ def test_equal_pure_calls_run_once_while_held(client: Client, tmp_path: Any) -> 
     eventually(client, lambda: not client.futures)
     assert client.submit(note, path, "x").result() == "x"
     assert notes(path) == ["x", "x"]
+
+
+def read(paths: Any) -> str:
+    """Return what a file holds, or the first of a list of files."""
+    with open(paths if isinstance(paths, str) else paths[0], encoding="utf-8") as file:
+        return file.read()
+
+
+def read_and_delete(client: Client, path: str) -> str:
+    future = client.submit(read, path)
+    text: str = future.result()
+    del future
+    return text
+
+
+def read_and_release(client: Client, path: str) -> str:
+    future = client.submit(read, path)
+    text: str = future.result()
+    future.release()
+    return text
+
+
+def read_and_drop_both(client: Client, path: str) -> str:
+    first, second = client.submit(read, path), client.submit(read, path)
+    text: str = first.result()
+    del second
+    first.release()
+    return text
+
+
+READERS: dict[str, Callable[[Client, str], str]] = {
+    "temporary": lambda client, path: client.submit(read, path).result(),
+    "del": read_and_delete,
+    "release": read_and_release,
+    "two handles": read_and_drop_both,
+    "key": lambda client, path: client.submit(read, path, key="what the file holds").result(),
+    "keyword": lambda client, path: client.submit(read, paths=path).result(),
+    "list": lambda client, path: client.submit(read, [path]).result(),
+    "map": lambda client, path: client.gather(client.map(read, [path] * 2))[1],
+    "map of lists": lambda client, path: client.gather(client.map(read, [[path]]))[0],
+    "map with keys": lambda client, path: client.gather(client.map(read, [path], key=["what the file holds"]))[0],
+}
+
+
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+def test_an_equal_call_after_the_last_future_runs_anew(
+    either: Client, tmp_path: Any, reader: Callable[[Client, str], str]
+) -> None:
+    """At once after the last future of a pure call has gone, however it went, an equal call is run, not remembered."""
+    path = tmp_path / "changing"
+    for number in range(60):
+        path.write_text(str(number))
+        assert reader(either, str(path)) == str(number)
 
 
 def test_failures_are_shared_too(client: Client, tmp_path: Any) -> None:

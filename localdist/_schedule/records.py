@@ -104,7 +104,7 @@ class Task:
         dependencies: tuple[Task, ...] = (),
         options: Options | None = None,
     ) -> None:
-        #: its name; among live tasks that are not twins it is unique
+        #: its name; among live tasks that are claimed and are not twins it is unique
         self.key = key
         self.group = group
         #: what a worker is to call; opaque here

@@ -57,10 +57,13 @@ def _everything(scheduler: Scheduler) -> Iterator[str]:
 
 
 def live_tasks(scheduler: Scheduler) -> list[Task]:
-    """List the tasks that a key leads to, and the data that belongs to them alone; no twins."""
+    """List the tasks that a key leads to and those that only these need: data, and what has lost its key; no twins."""
     found = dict.fromkeys(scheduler.tasks.values())
-    for task in list(found):
-        found.update(dict.fromkeys(task.dependencies))
+    stack = list(found)
+    while stack:
+        new = [d for d in dict.fromkeys(stack.pop().dependencies) if d not in found]
+        found.update(dict.fromkeys(new))
+        stack += new
     return list(found)
 
 
@@ -99,7 +102,7 @@ def _edges(task: Task, scheduler: Scheduler) -> Iterator[str]:
         missing += dependency.state is not State.FINISHED
         if task not in (dependency.dependents or ()):
             yield f"is not among the dependents of {dependency}"
-        if dependency.seq and scheduler.tasks.get(dependency.key) is not dependency:
+        if dependency.seq and dependency.claims and scheduler.tasks.get(dependency.key) is not dependency:
             yield f"depends on {dependency}, which no key leads to"
         if not dependency.seq and (dependency.state is not State.FINISHED or dependency.claims):
             yield f"{dependency} is data for it, but {dependency.state.name} with {dependency.claims} claims"

@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from time import perf_counter
+from types import CoroutineType
 from typing import Any, Protocol
 
 from .._wire import Item, ReplyKind
@@ -139,7 +140,14 @@ class Runner:
     def _attempt(self, item: Item) -> tuple[ReplyKind, Any]:
         """Run one task; its function, arguments and result live no longer than this call."""
         function, args, kwargs = self.codec.decode(item)
-        return self.codec.encode(item.key, function(*args, **kwargs))
+        result = function(*args, **kwargs)
+        if type(result) is CoroutineType:
+            result.close()
+            raise NotImplementedError(
+                f"task {item.key!r} returned a coroutine: async functions come with a later version of localdist. "
+                "Call asyncio.run inside the task"
+            )
+        return self.codec.encode(item.key, result)
 
     def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, Any]:
         """Call a function in this worker, outside of its slots; return True and its value, or False and its error."""

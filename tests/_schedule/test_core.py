@@ -167,6 +167,75 @@ def test_depending_on_a_twin_is_depending_on_its_run(b: Bench) -> None:
     assert (keys(y.dependencies), b.dispatched) == (["x"], {"a": ["y"]})
 
 
+@pytest.mark.parametrize("way", ["submitted", "sent", "stored"])
+def test_a_key_that_only_a_dependent_needs_is_free(way: str) -> None:
+    """A task with the key of one that nobody claims any more is no twin: both run, each for those who want it."""
+    b = Bench("a", "b")
+    deep = b.run("deep")
+    old = b.run("x", deep)
+    y = b.run("y", old)
+    b.release(deep, old)
+    assert (old.state, old.claims) == (State.WAITING, 0)
+    new = b.make("x")
+    if way == "submitted":
+        b.submit(new)
+        assert b.dispatched == {"b": ["x"]}
+    elif way == "sent":
+        new.seq = b.core.take_number()
+        b.tell(events.TaskSent(b.w[1], new))
+    else:
+        new.call, new.outcome = None, "value of x"
+        b.tell(events.ValuesStored([new]))
+        assert b.finished == ["x"]
+    assert b.core.tasks["x"] is new
+    if way != "stored":
+        b.report(new)
+        assert b.finished == ["x"]
+    z = b.run("z", new)
+    b.report(deep)
+    b.report(z)
+    b.report(old, "the old value")
+    assert (b.dropped, b.finished, y.dependencies) == ([], [], (old,))
+    b.report(y)
+    assert (b.dropped, b.finished) == (["the old value"], ["y"])
+    assert b.core.tasks["x"] is new
+    b.release(new)
+    assert b.dropped == ["value of x"]
+    b.release(y, z)
+    assert not b.core.tasks
+
+
+@pytest.mark.parametrize("way", ["cancelled", "dropped", "failed"])
+def test_an_end_with_a_key_that_was_taken_over(b: Bench, way: str) -> None:
+    """A task that has lost its key goes with its dependent, whatever becomes of that; the new one is left alone."""
+    old = b.run("x")
+    y = b.run("y", old)
+    b.release(old)
+    new = b.run("x")
+    if way == "cancelled":
+        b.cancel(y)
+        assert (b.cancelled, old.state, new.state) == (["y"], State.FORGOTTEN, State.READY)
+    elif way == "failed":
+        b.fail(old)
+        assert (b.failed, b.dispatched) == (["y"], {"a": ["x"]})
+        b.release(y)
+        assert (old.state, new.state) == (State.FORGOTTEN, State.PROCESSING)
+    else:
+        b.tell(events.AllDropped("a test"))
+        assert {old.state, y.state, new.state} == {State.FORGOTTEN}
+        assert not b.core.tasks
+
+
+def test_a_finished_task_keeps_nothing_of_its_call(b: Bench) -> None:
+    """Call and function, which may carry large data, are let go when a task has finished; a failed one may be retried."""
+    x = b.run("x")
+    b.report(x)
+    assert (x.call, x.function) == (None, None)
+    y = b.run("y")
+    b.fail(y)
+    assert (y.call, y.function) == ("call", "function")
+
+
 def test_twin_of_a_failed_task_fails(b: Bench) -> None:
     """A task whose key has failed gets that error at once."""
     b.fail(b.run("x"), "E")

@@ -205,6 +205,26 @@ def test_equal_content_is_found_while_wanted() -> None:
     assert ledger.find(b"same") is None
 
 
+def test_current_value() -> None:
+    """A segment's value is known while somebody wants it, and never another one than was asked for."""
+    ledger = Ledger(LIMIT, SECONDS)
+    first, second = value("a"), value("a")
+    assert ledger.current("a") is None
+    ledger.created(first, "w", 0)
+    ledger.retain("a")
+    ledger.released("a", 1)
+    assert ledger.current("a") is first
+    ledger.mapped("a", "r")
+    ledger.released("a", 2)
+    assert "a" in ledger
+    assert ledger.current("a") is None, "it is mapped, but nobody wants it"
+    ledger.unmapped("a", "r", 3)
+    assert ledger.current("a") is None, "it is warm"
+    ledger.created(second, "w", 4)
+    assert ledger.current("a") is second
+    ledger.validate()
+
+
 def test_retained_value_stays() -> None:
     """A value with several holders is released when the last of them releases it."""
     ledger = Ledger(LIMIT, SECONDS)

@@ -183,6 +183,36 @@ result = SegmentWriter(given, "child").write([b"head", b"x" * 1_000_000])
     assert (bytes(head), bytes(body)) == (b"head", b"x" * 1_000_000)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_mapping_that_a_forked_child_shares_is_never_reported(
+    folders: Folders, run_script: Callable[..., object]
+) -> None:
+    """The end of a mapping that lived at a fork says nothing about the child's; of later ones it is reported."""
+    script = """
+import os
+from localdist._store._reader import SegmentReader
+from localdist._store._segment import SegmentWriter
+stored = SegmentWriter(given, "child").write([b"head", b"x" * 1_000_000])
+unmapped = []
+reader = SegmentReader(unmapped.append)
+views = reader.open(stored)
+child = os.fork()
+if not child:
+    del views
+    os._exit(len(unmapped))
+assert os.waitpid(child, 0)[1] == 0
+del views
+before = list(unmapped)
+views = reader.open(stored)
+del views
+result = before, unmapped, reader.mapped
+"""
+    stored_names = run_script(script, folders)
+    assert isinstance(stored_names, tuple)
+    shared, reported, _ = stored_names
+    assert (shared, len(reported)) == ([], 1)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
 def test_no_descriptors_run_out(folders: Folders, run_script: Callable[..., object]) -> None:
     """Holding more values than the process may have descriptors works, and leaves descriptors for others."""
