@@ -112,8 +112,10 @@ def test_ctrl_c(program, tmp_path, how):
     assert not os.path.exists(folder)
 
 
+# Imports first: Python itself may swallow a Ctrl-C, or chain it to another error, while it imports.
 STARTING = """
-import os, signal, sys, threading, time
+import sys, time
+import loky, psutil
 from localdist import Client
 
 def note(path):

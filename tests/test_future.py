@@ -740,13 +740,32 @@ def test_exception_beside_retry(either: Client) -> None:
     asking = [threading.Thread(target=ask) for _ in range(2)]
     for thread in asking:
         thread.start()
-    for _ in range(300):
+    for _ in range(100):
         either.retry(future)
         answers.add(type(future.exception(20)))
     stop.set()
     for thread in asking:
         thread.join()
     assert answers == {ZeroDivisionError, False}
+
+
+def test_a_result_whose_memory_was_used_again(client: Client) -> None:
+    """What `result` has begun to load when the last handle goes is an error once other data lie there, not these data."""
+    future = client.submit(np.full, 50_000, 1, pure=False)
+    assert future.result()[0] == 1
+    assert future._entry is not None
+    outcome = future._entry.outcome
+    future.release()
+
+    def lies_there() -> bool:
+        other = client.submit(np.full, 50_000, 2, pure=False)
+        assert other.result()[0] == 2
+        assert other._entry is not None
+        return bool(other._entry.outcome.name == outcome.name)
+
+    eventually(client, lies_there)
+    with pytest.raises(FileNotFoundError, match="was released"):
+        client._transport.load(outcome, "key")
 
 
 def test_results_against_reuse(client: Client) -> None:

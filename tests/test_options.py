@@ -13,7 +13,7 @@ from localdist._options import check_resources, make_options
 from localdist._schedule.records import Lane
 from tests.support import inc
 
-BAD = [
+BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"resources": {"D": "x"}}, TypeError, r"resources\['D'\] must be a number, not str"),
     ({"resources": {"D": None}}, TypeError, r"resources\['D'\] must be a number"),
     ({"resources": {"D": -1}}, ValueError, r"resources\['D'\] must not be negative"),

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import gc
+import marshal
 import os
 import signal
 import sys
 import threading
+import time
 
 import psutil
 import pytest
 
 import localdist
-from localdist import Client
+from localdist import Client, Future
+from localdist._schedule.records import Group
+from localdist._state import Entry
 from localdist.errors import ClosedClientError, InternalError
 from tests.support import eventually, inc, still_running
 
@@ -117,6 +121,128 @@ def test_calls_while_it_closes():
                 pass
 
         in_threads(4, use)
+
+
+# -- Ctrl-C in the midst of it
+
+
+def wait_until_it_sleeps(engine, *, idle=False):
+    """Wait until the scheduler's thread sleeps for as long as nothing happens."""
+    deadline = time.monotonic() + 20
+    while not (engine._asleep and not engine._drowsy and (engine._idle is not None or not idle)):
+        assert time.monotonic() < deadline
+
+
+def interrupted_once(function, *, after=False):
+    """Return a function that raises KeyboardInterrupt instead of, or after, its first call."""
+    pending = [True]
+
+    def call(*args, **kwargs):
+        if pending and not after:
+            pending.clear()
+            raise KeyboardInterrupt
+        result = function(*args, **kwargs)
+        if pending:
+            pending.clear()
+            raise KeyboardInterrupt
+        return result
+
+    return call
+
+
+class Mutex:
+    """A lock one of whose methods is interrupted once."""
+
+    def __init__(self, lock, **methods):
+        self.acquire, self.release, self._is_owned = lock.acquire, lock.release, lock._is_owned
+        self.__dict__.update(methods)
+
+    def __enter__(self):
+        return self.acquire()
+
+    def __exit__(self, *exc_info):
+        self.release()
+
+
+def test_ctrl_c_while_waking_the_thread(own, monkeypatch):
+    """When Ctrl-C comes before the wake-up is written, the thread is woken all the same."""
+    engine = engine_of(own)
+    done = threading.Event()
+    wait_until_it_sleeps(engine)
+    monkeypatch.setattr(engine._poller, "wake", interrupted_once(engine._poller.wake))
+    engine._calls.append(done.set)
+    with pytest.raises(KeyboardInterrupt):
+        engine.wake()
+    assert done.wait(20)
+    wait_until_it_sleeps(engine)
+    monkeypatch.setattr(engine._poller, "wake", interrupted_once(engine._poller.wake))
+    with pytest.raises(KeyboardInterrupt):
+        own.submit(inc, 1, workers=[0])
+    assert own.submit(inc, 1, workers=[0]).result(20) == 2
+
+
+@pytest.mark.parametrize("where", ["acquire", "release", "before release"])
+def test_ctrl_c_around_the_mutex(own, monkeypatch, where):
+    """Wherever it comes while a thread sends a task itself, the mutex is free afterwards, and an equal call runs."""
+    engine = engine_of(own)
+    lock = engine._mutex
+    wait_until_it_sleeps(engine, idle=True)
+    if where == "acquire":
+        broken = Mutex(lock, acquire=interrupted_once(lock.acquire, after=True))
+    elif where == "release":
+        broken = Mutex(lock, release=interrupted_once(lock.release))
+    else:
+        broken = Mutex(lock, _is_owned=interrupted_once(lock._is_owned))
+    monkeypatch.setattr(engine, "_mutex", broken)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            own.submit(inc, 1)
+        assert not lock._is_owned()
+    finally:
+        if lock._is_owned():
+            lock.release()
+    assert own.futures == {}
+    assert own.submit(inc, 1).result(20) == 2
+    assert own.submit(inc, 2).result(20) == 3
+
+
+@posix
+@pytest.mark.parametrize("sent", [0, 0.5, 1], ids=["nothing", "half", "everything"])
+def test_ctrl_c_while_a_task_is_sent(monkeypatch, sent):
+    """A worker that may have got half a message is ended, and what was to be sent runs elsewhere."""
+    with Client(n_workers=1, threads_per_worker=1) as own:
+        engine = engine_of(own)
+        (worker,) = engine.crew.workers
+        wait_until_it_sleeps(engine, idle=True)
+
+        def write(data):
+            os.write(worker.tasks.fileno(), data[: int(len(data) * sent)])
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(worker.tasks, "write", write)
+        # What `submit` makes of a call, but as if another thread held a future of it, too.
+        entry = Entry("mine", Group("inc"), own._describe(inc), marshal.dumps((1,), 2), (), own._options)
+        own._entries["mine"] = entry
+        future = Future(entry)
+        with pytest.raises(KeyboardInterrupt):
+            engine.submit_one(entry)
+        assert not still_running([worker.pid], 20)
+        assert future.result(20) == 2
+        assert own.submit(inc, 1).result(20) == 2
+
+
+@posix
+def test_an_equal_call_runs_after_an_interrupted_one(own, monkeypatch):
+    """Of a call that was interrupted while it was sent nothing is left: an equal one runs."""
+    engine = engine_of(own)
+    for number in range(2):
+        wait_until_it_sleeps(engine, idle=True)
+        pipe = engine._idle.tasks
+        monkeypatch.setattr(pipe, "write", interrupted_once(pipe.write))
+        with pytest.raises(KeyboardInterrupt):
+            own.submit(inc, number)
+        assert own.futures == {}
+        assert own.submit(inc, number).result(20) == number + 1
 
 
 # -- workers that do not read or stop in the middle

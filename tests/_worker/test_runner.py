@@ -258,6 +258,22 @@ def test_all_slots_end_with_the_channel():
     assert running.channel.replies.qsize() == 3
 
 
+def test_few_cancelled_items_are_remembered(single):
+    """Of cancelled items that never come, as those that had begun do not, the oldest are forgotten: there is a bound."""
+    stop = Stop()
+    single.send((0, stop), (100_001, abs, -1), (100_002, abs, -2))
+    assert stop.begun.wait(LONG)
+    for start in range(1, 100_001, 1000):
+        single.runner.cancel(range(start, start + 1000))
+        assert len(single.runner._cancelled) <= 10_000
+    single.runner.cancel([100_001])
+    stop.go.set()
+    assert single.channel.next_reply()[:2] == (ReplyKind.INLINE, 0)
+    assert single.channel.next_reply()[2] == ([100_001], False)
+    assert single.channel.next_reply() == (ReplyKind.INLINE, 100_002, 2)
+    assert 100_001 not in single.runner._cancelled
+
+
 class Thing:
     """Something that can be referred to weakly."""
 
