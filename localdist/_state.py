@@ -39,7 +39,8 @@ def collection_paused() -> Iterator[None]:
     """
     running = gc.isenabled()
     try:
-        gc.disable()
+        if running:  # else it may have been let run again just now, and nobody would do so after this
+            gc.disable()
         yield
     finally:
         if running:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from multiprocessing.connection import Client as Connect
 from multiprocessing.connection import Connection, Listener
@@ -80,6 +81,7 @@ class Gate:
         self._listener = Listener(backlog=64)
         self.address = self._listener.address
         self._arrived: list[Connection] = []
+        self._lock = threading.Lock()  # a test may open the gate in a thread of its own, and end before that does
 
     def wait_for(self, count: int = 1) -> None:
         """Wait until `count` further tasks have begun and stand at the gate."""
@@ -88,15 +90,17 @@ class Gate:
 
     def open(self) -> None:
         """Let the tasks that have been waited for go on."""
-        for connection in self._arrived:
-            connection.send_bytes(b"go")
-            connection.close()
-        self._arrived.clear()
+        with self._lock:
+            while self._arrived:
+                connection = self._arrived.pop()
+                connection.send_bytes(b"go")
+                connection.close()
 
     def close(self) -> None:
-        for connection in self._arrived:
-            connection.close()
-        self._listener.close()
+        with self._lock:
+            for connection in self._arrived:
+                connection.close()
+            self._listener.close()
 
 
 def eventually(client: Client, condition: Callable[[], Any], seconds: float = 20.0) -> None:
