@@ -92,7 +92,7 @@ class Gate:
         """Let the tasks that have been waited for go on."""
         with self._lock:
             while self._arrived:
-                connection = self._arrived.pop()
+                connection = self._arrived.pop(0)
                 connection.send_bytes(b"go")
                 connection.close()
 
