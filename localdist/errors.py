@@ -48,8 +48,6 @@ __all__ = [
     "WorkerStartTimeoutError",
 ]
 
-Key = "str | int | float | tuple[object, ...]"
-
 
 class LocaldistError(Exception):
     """Root of the exceptions that localdist defines."""
