@@ -231,9 +231,10 @@ class Future(concurrent.futures.Future[Any]):
         """Wait, and return what `_load_failure` does of a failed task, with always the same exception object."""
         while True:
             entry = self._wait(timeout)
-            if entry.status is PENDING:
-                continue  # it was retried meanwhile
-            if entry.status is not ERROR:
+            status = entry.status  # once: another thread may retry it at any time
+            if status is PENDING:
+                continue
+            if status is not ERROR:
                 return None
             known = self._failure
             if known is None or known[0] is not entry.outcome:
