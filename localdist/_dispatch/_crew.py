@@ -84,9 +84,9 @@ class Crew:
             cpus = loky.cpu_count()
             self._start_at_once = max(1, cpus - 1)
             self._environment = thread_environment(cpus, self._settings.n_workers)
-        self.keep_up(monotonic())
+        self.keep_up()
 
-    def keep_up(self, _now: float) -> None:
+    def keep_up(self) -> None:
         """Start the workers that are missing."""
         self.changed = bool(self._new_threads)
         if self.broken is not None or len(self.workers) >= len(self._names):
@@ -132,7 +132,7 @@ class Crew:
         """Say whether this worker is known to be alive."""
         return worker in self.workers
 
-    def joined(self, _worker: ProcessWorker | ThreadWorker) -> None:
+    def joined(self) -> None:
         """Take note that a worker can take tasks."""
         self._failed_starts = 0
         self._any_started = True
@@ -181,7 +181,7 @@ class Crew:
         with self._changed:
             self._ready = 0
         self.broken, self._failed_starts = None, 0
-        self.keep_up(monotonic())
+        self.keep_up()
         return addresses
 
     # -- waiting for workers: any thread

@@ -103,7 +103,7 @@ class Engine(Express):
         try:
             if not self._closing.is_set():
                 self.crew.start()
-                self._crew_changes(monotonic())
+                self._crew_changes()
             while not self._closing.is_set():
                 self._turn()
             self._mutex.acquire()  # for good: nobody sends anything any more
@@ -164,7 +164,7 @@ class Engine(Express):
         if self.values.unsettled:
             self._settle(monotonic())
         if self.crew.changed or self.crew.broken is not None:
-            self._crew_changes(monotonic())
+            self._crew_changes()
 
     def _next_deadline(self) -> float | None:
         core, values = self.core.next_deadline(), self.values.deadline
@@ -318,13 +318,13 @@ class Engine(Express):
     def _joined(self, worker: ProcessWorker | ThreadWorker) -> None:
         self._handles[worker.record.address] = worker
         worker.ready = True
-        self.crew.joined(worker)
+        self.crew.joined()
         self.handle(events.WorkerJoined(worker.record))
 
-    def _crew_changes(self, now: float) -> None:
+    def _crew_changes(self) -> None:
         for worker in self.crew.take_joined_threads():
             self._joined(worker)
-        self.crew.keep_up(now)
+        self.crew.keep_up()
         if self.crew.broken is not None and not self._handles and self.core.assignment.ready_count():
             # Those that wait depend on those that are ready. What has finished stays usable.
             unfinished = [t for t in self.core.tasks.values() if t.state in (State.READY, State.WAITING)]

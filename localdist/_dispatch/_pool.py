@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
 from .._pipe import FrameReader, PatientWriter, Poller, frame
@@ -293,6 +293,3 @@ def startup_complaint(environment: dict[str, str]) -> str:
     except (OSError, subprocess.SubprocessError) as e:
         return f"{sys.executable}: {e}"
     return probe.stderr.strip()
-
-
-__all__ = ["Connection", "ProcessWorker", "descendants", "end_all", "startup_complaint", "thread_environment"]
