@@ -19,6 +19,7 @@ _HOME = {
     "CancelledError": "errors",
     "Client": "_client",
     "ClosedClientError": "errors",
+    "Executor": "_executor._pool",
     "Future": "_future",
     "KilledWorker": "errors",
     "LocalCluster": "_client",
@@ -39,6 +40,7 @@ __all__ = [
     "CancelledError",
     "Client",
     "ClosedClientError",
+    "Executor",
     "Future",
     "KilledWorker",
     "LocalCluster",
@@ -57,6 +59,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from ._client import Client, LocalCluster
+    from ._executor._pool import Executor
     from ._future import Future
     from ._registry import default_client
     from ._waiting import TimeoutError, as_completed, fire_and_forget, futures_of, progress, wait

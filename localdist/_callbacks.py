@@ -24,7 +24,7 @@ class CallbackThread:
         """Let the thread run `callback`; what it raises is logged."""
         with self._lock:
             self._queue.put(callback)
-            if self._thread is None:
+            if self._thread is None or self._closed:
                 thread = threading.Thread(target=self._main, name="localdist-callbacks", daemon=True)
                 if self._closed:
                     self._queue.put(None)  # one thread for each that comes late, and each ends at once
@@ -40,12 +40,16 @@ class CallbackThread:
                 _log.exception("a callback of a future failed")
             del callback  # it refers to the future, which must not live until the next one comes
 
-    def close(self) -> None:
-        """Run what is queued and end the thread."""
+    def finish(self) -> None:
+        """Let the thread end when it has run what is queued."""
         with self._lock:
-            self._closed = True
-            thread, self._thread = self._thread, None
-            if thread is not None:
+            if not self._closed and self._thread is not None:
                 self._queue.put(None)
+            self._closed = True
+
+    def close(self, timeout: float | None = 5.0) -> None:
+        """Run what is queued and end the thread; wait for that, `timeout` seconds at most."""
+        self.finish()
+        thread = self._thread
         if thread is not None and thread is not threading.current_thread():
-            thread.join(5.0)
+            thread.join(timeout)

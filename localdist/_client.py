@@ -7,7 +7,7 @@ import contextlib
 import threading
 import uuid
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import Token
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 from . import _gather, _registry
 from ._callbacks import CallbackThread
 from ._cluster import LocalCluster as LocalCluster
+from ._executor._face import ClientExecutor
 from ._future import Duration, Future, seconds
 from ._graph import futures_in
 from ._registry import default_client
 from ._schedule.records import Group, Options, Task
 from ._serialize import FunctionTable, qualified_type
-from ._state import ERROR, PENDING, Board, Entry
+from ._state import ERROR, FINISHED, PENDING, Board, Entry
 from ._submission import Submission
 from .errors import ClosedClientError
 
@@ -142,7 +143,18 @@ class Client(Submission):
         self._closed = True
         self._drop = _ignore
         for entry in list(self._entries.values()):
-            self._board.cancel_one(entry, "client closed", None)
+            if entry.options.detached and entry.status is not PENDING:
+                self._detach(entry)
+            else:
+                self._board.cancel_one(entry, "client closed", None)
+
+    def _detach(self, entry: Entry) -> None:
+        """Let the outcome of an executor's call, which has ended, be there also after the end of the store."""
+        if entry.status is FINISHED:
+            try:
+                entry.outcome = self._transport.detach(entry.outcome)
+            except OSError as e:
+                entry.status, entry.outcome = ERROR, e
 
     def __enter__(self) -> Self:
         self._tokens.append(_registry.current.set(self))
@@ -294,6 +306,38 @@ class Client(Submission):
             if not ok and on_error == "raise":
                 raise value
         return {address: value for address, (ok, value) in answers.items() if ok or on_error == "return"}
+
+    def get_executor(
+        self,
+        *,
+        pure: bool = False,
+        workers: Any = None,
+        resources: Mapping[str, float] | None = None,
+        allow_other_workers: bool = False,
+        retries: int = 0,
+    ) -> ClientExecutor:
+        """Return a `concurrent.futures.Executor` that runs calls on this client's workers.
+
+        It keeps the rules of `localdist.Executor`, and so of the standard library; shutting it down leaves the client
+        open. Futures of this client may be arguments.
+
+        Args:
+            pure: True: equal calls share one execution, and cancelling one cancels it for all.
+            workers, resources, allow_other_workers: as in `submit`, for all calls.
+            retries: how often a call is made again after it raised, and again as often after its worker died.
+
+        Raises:
+            ClosedClientError: the client is closed.
+            TypeError: another keyword.
+        """
+        return ClientExecutor(
+            self,
+            pure=pure,
+            workers=workers,
+            resources=resources,
+            allow_other_workers=allow_other_workers,
+            retries=retries,
+        )
 
     def __reduce__(self) -> Any:
         raise TypeError("a Client cannot be pickled: it belongs to its process")

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 from . import _registry
 from ._dispatch._crew import Settings
 from ._dispatch._engine import Engine
+from ._dispatch._pool import Initializer
 from ._future import Duration, seconds
 from ._options import check_resources
-from ._serialize import pack_whole, qualified_type
+from ._serialize import blame, pack_whole, qualified_type
 from ._state import Board
 from ._transport._inprocess import InProcess, InThreads
+from .errors import SerializationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -76,6 +78,24 @@ def _memory_limit(limit: Any, n_workers: int) -> int | None:
     return parse_bytes(limit)
 
 
+def pack_initializer(initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> Initializer:
+    """Return what workers are to call first, in the form in which it travels.
+
+    Raises:
+        SerializationError: it cannot be pickled.
+    """
+    if initializer is None:
+        return None
+    call = (initializer, tuple(initargs))
+    try:
+        pickled = pack_whole(call)
+    except RuntimeError:  # so multiprocessing refuses its locks and queues, unless a process is being started
+        return call
+    except Exception as e:
+        raise SerializationError("initializer", blame(call), None, f"{type(e).__name__}: {e}") from e
+    return call if b"multiprocessing" in pickled else pickled
+
+
 class LocalCluster:
     """Worker processes on this machine, used through `Client(cluster)`.
 
@@ -126,18 +146,23 @@ class LocalCluster:
             resources=check_resources(resources),
             memory_limit=_memory_limit(memory_limit, workers),
             allowed_failures=allowed_failures,
-            initializer=None if initializer is None else pack_whole((initializer, initargs)),
+            initializer=pack_initializer(initializer, initargs),
         )
         if initializer is not None and not self.processes:
             initializer(*initargs)
-        self._engine = Engine(settings, self._board)
+        self._start(settings)
         try:
             self._engine.wait_ready(seconds(start_timeout))
         except BaseException:
             self._engine.close()
             raise
+
+    def _start(self, settings: Settings) -> None:
+        self._engine = Engine(settings, self._board)
         # The interpreter's end is seen to by the engine: `finalize` might act after multiprocessing waits for children.
-        self._finalizer = weakref.finalize(self, self._engine.close)
+        self._finalizer = weakref.finalize(
+            self, self._engine.end_when_done if settings.on_demand else self._engine.close
+        )
         self._finalizer.atexit = False
 
     def _forked(self) -> None:

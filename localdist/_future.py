@@ -62,7 +62,40 @@ def seconds(duration: Duration) -> float | None:
     return float(match[1] or 1) * factor
 
 
-class Future(concurrent.futures.Future[Any]):
+class StandardFace(concurrent.futures.Future[Any]):
+    """What `concurrent.futures` looks at in a future that belongs to an entry."""
+
+    __slots__ = ("_entry", "_waiters_list")
+
+    _entry: Entry | None
+
+    def __init__(self, entry: Entry | None) -> None:
+        # The standard one makes a lock and a list for each; here those who wait bring their own.
+        self._entry = entry
+        self._waiters_list: StandardWaiters | None = None
+
+    def _bound(self) -> Entry:
+        if self._entry is None:
+            raise RuntimeError(
+                "this Future is not bound to a client: it was pickled or copied where no client was. "
+                "Return it to the process of its client, or pass it as a task's argument to get its value"
+            )
+        return self._entry
+
+    @property
+    def _condition(self) -> Any:  # type: ignore[override]
+        return self._waiters.condition
+
+    @property
+    def _waiters(self) -> StandardWaiters:  # type: ignore[override]
+        entry = self._bound()
+        with entry.client._board.lock:
+            if self._waiters_list is None:
+                self._waiters_list = StandardWaiters(self, entry, entry.client._board)
+            return self._waiters_list
+
+
+class Future(StandardFace):
     """The result of a task, which may not exist yet.
 
     Made by `Client.submit`, `map` and `scatter`, never by users. While a Future object lives, the task is kept
@@ -74,9 +107,8 @@ class Future(concurrent.futures.Future[Any]):
     None for a cancelled future. All methods may be called from any thread.
     """
 
-    __slots__ = ("_entry", "_foreign_key", "_released", "_waiters_list")
+    __slots__ = ("_foreign_key", "_released")
 
-    _entry: Entry | None
     #: its key, where it is bound to no client
     _foreign_key: Any
     _released: bool
@@ -85,20 +117,12 @@ class Future(concurrent.futures.Future[Any]):
     _failure: tuple[Any, BaseException, TracebackType | None] | None = None
 
     def __init__(self, entry: Entry | None) -> None:
-        # The standard one makes a lock and a list for each; here those who wait bring their own.
+        # Not through the base: this is the hot path.
         self._entry = entry
-        self._released = False
         self._waiters_list: StandardWaiters | None = None
+        self._released = False
 
     # -- what it is
-
-    def _bound(self) -> Entry:
-        if self._entry is None:
-            raise RuntimeError(
-                "this Future is not bound to a client: it was pickled or copied where no client was. "
-                "Return it to the process of its client, or pass it as a task's argument to get its value"
-            )
-        return self._entry
 
     @property
     def key(self) -> Any:
@@ -312,10 +336,6 @@ class Future(concurrent.futures.Future[Any]):
     # -- what `concurrent.futures` and asyncio look at
 
     @property
-    def _condition(self) -> Any:  # type: ignore[override]
-        return self._waiters.condition
-
-    @property
     def _state(self) -> str:  # type: ignore[override]
         status = self._waiters.condition.status or self._bound().status
         if status is PENDING:
@@ -329,14 +349,6 @@ class Future(concurrent.futures.Future[Any]):
     @property
     def _result(self) -> Any:  # type: ignore[override]
         return self.result() if self._bound().status is FINISHED else None
-
-    @property
-    def _waiters(self) -> StandardWaiters:  # type: ignore[override]
-        entry = self._bound()
-        with entry.client._board.lock:
-            if self._waiters_list is None:
-                self._waiters_list = StandardWaiters(self, entry, entry.client._board)
-            return self._waiters_list
 
 
 def _cancelled_error(entry: Entry) -> FutureCancelledError:

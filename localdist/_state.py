@@ -19,7 +19,7 @@ from ._schedule.records import Group, Options, Task
 
 if TYPE_CHECKING:
     from ._client import Client
-    from ._future import Future
+    from ._future import Future, StandardFace
 
 PENDING = "pending"
 FINISHED = "finished"
@@ -266,7 +266,7 @@ class StandardCondition:
 class StandardWaiters(list):  # type: ignore[type-arg]  # a list for concurrent.futures, a watcher for us
     """The waiters that `concurrent.futures.wait` and `as_completed` hang on one of our futures."""
 
-    def __init__(self, future: Future, entry: Entry, board: Board) -> None:
+    def __init__(self, future: StandardFace, entry: Entry, board: Board) -> None:
         super().__init__()
         self.condition = StandardCondition(entry)
         self._future = weakref.ref(future)  # who waits has a reference; this list lives in the future

@@ -36,7 +36,7 @@ class Transport(ABC):
         function: Function,
         func: Callable[..., Any],
         args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+        kwargs: Mapping[str, Any] | None,
         inputs: Sequence[Task],
         digests: Any = None,
     ) -> tuple[Any, tuple[Task, ...]]:
@@ -46,7 +46,8 @@ class Transport(ABC):
             function: description of `func`.
             func: the callable itself.
             args: positional arguments, with slots for the values of `inputs`.
-            kwargs: keyword arguments, likewise.
+            kwargs: keyword arguments, likewise; None: `args` are those of `localdist._chunk.run_chunk`, which
+                makes many calls of `func`.
             inputs: the tasks whose values take the slots' places.
             digests: content digests of buffers in the arguments, where they are known.
 
@@ -69,6 +70,10 @@ class Transport(ABC):
     @abstractmethod
     def load(self, outcome: Any, key: Any) -> Any:
         """Return the value of a finished task. Raises what rebuilding it raises; OSError when it is gone."""
+
+    @abstractmethod
+    def detach(self, outcome: Any) -> Any:
+        """Return the outcome of a finished task in a form that `load` takes also after the scheduler has ended."""
 
     @abstractmethod
     def load_error(self, outcome: Any) -> BaseException:
@@ -103,6 +108,19 @@ class Transport(ABC):
     @abstractmethod
     def cancel(self, tasks: Sequence[Task], reason: str, *, force: bool) -> None:
         """Cancel these tasks and what their owner made depend on them."""
+
+    @abstractmethod
+    def withdraw(self, tasks: Sequence[Task], reason: str, *, wait: bool) -> None:
+        """Cancel those of these tasks that no worker has been given.
+
+        Args:
+            tasks: tasks that were submitted.
+            reason: a word for those who ask.
+            wait: return when it has taken effect; otherwise it takes no lock: finalizers call it.
+
+        Raises:
+            ClosedClientError: the scheduler has ended, and `wait` was asked for.
+        """
 
     @abstractmethod
     def keep(self, tasks: Sequence[Task]) -> None:
@@ -156,7 +174,7 @@ class Transport(ABC):
 
     @abstractmethod
     def inspect(self, question: str, *details: Any) -> Any:
-        """Answer "processing", "story" or "statistics" from the scheduler's memory."""
+        """Answer "processing", "story", "statistics" or "unfinished" (detached tasks) from the scheduler's memory."""
 
     @abstractmethod
     def close(self) -> None:

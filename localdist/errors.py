@@ -5,7 +5,7 @@
     Exception
     ├── LocaldistError                      root of all below: ``except LocaldistError`` catches them
     │   ├── ClosedClientError               yours: the client was closed (also a RuntimeError)
-    │   ├── SerializationError              yours: a value cannot be pickled (also a TypeError)
+    │   ├── SerializationError              yours: a value cannot be pickled (also a TypeError and a PicklingError)
     │   ├── DeserializationError            yours: a value cannot be rebuilt (also a RuntimeError)
     │   ├── TaskTimeoutError                the task's: it ran longer than it may (also a TimeoutError)
     │   ├── KilledWorker                    the task's: it took several workers down with it
@@ -18,6 +18,9 @@
     │       └── InvalidTransition
     └── Reschedule                          not an error: a task raises it to be run again later
 
+In an `Executor` KilledWorker, DeserializationError and WorkerStartError come as subclasses that are also a
+`concurrent.futures.process.BrokenProcessPool`.
+
 Data sits in attributes, the text is made from them, and every exception survives pickling.
 """
 
@@ -25,6 +28,7 @@ from __future__ import annotations
 
 import signal
 from concurrent.futures import CancelledError
+from pickle import PicklingError
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -57,7 +61,7 @@ class ClosedClientError(LocaldistError, RuntimeError):
     """The client was closed, so it can neither take work nor deliver results."""
 
 
-class SerializationError(LocaldistError, TypeError):
+class SerializationError(LocaldistError, TypeError, PicklingError):
     """A value cannot be pickled, so it cannot travel between processes.
 
     Attributes:

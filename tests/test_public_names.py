@@ -19,6 +19,7 @@ PUBLIC = {
         "CancelledError",
         "Client",
         "ClosedClientError",
+        "Executor",
         "Future",
         "KilledWorker",
         "LocalCluster",

@@ -14,7 +14,7 @@ from .._pipe import Poller
 from .._schedule.records import Worker
 from .._worker._process import Settings as WorkerSettings
 from ..errors import ClosedClientError, InternalError, WorkerStartError, WorkerStartTimeoutError
-from ._pool import ProcessWorker, descendants, end_all, startup_complaint, thread_environment
+from ._pool import Initializer, ProcessWorker, descendants, end_all, startup_complaint, thread_environment
 from ._threads import ThreadWorker
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Workers that die one after the other before they are ready, until nobody is started any more.
 START_ATTEMPTS = 3
+#: How long a worker may take to end when it was asked to by SIGTERM, in seconds.
+TERMINATION = 2.0
 #: How long a running task may delay the end of its worker at close, in seconds.
 GRACE = 0.5
 
@@ -38,7 +40,12 @@ class Settings:
     resources: dict[str, float]
     memory_limit: int | None
     allowed_failures: int
-    initializer: bytes | None = None
+    initializer: Initializer = None
+    #: how many tasks a worker runs before another takes its place
+    max_tasks: float = float("inf")
+    #: True, as in the standard library's pool: a worker is started when a task waits and none is free, and when one
+    #: cannot start, nothing runs any more
+    on_demand: bool = False
 
 
 class Crew:
@@ -66,6 +73,8 @@ class Crew:
         self._any_started = False
         #: True when `keep_up` or `take_joined_threads` has something to do
         self.changed = False
+        #: True when a worker could be started on demand
+        self.can_grow = settings.on_demand
         #: why no worker can start, once it is known
         self.broken: BaseException | None = None
         self._changed = threading.Condition()
@@ -84,17 +93,21 @@ class Crew:
             cpus = loky.cpu_count()
             self._start_at_once = max(1, cpus - 1)
             self._environment = thread_environment(cpus, self._settings.n_workers)
-        self.keep_up()
+        self.keep_up(0)
 
-    def keep_up(self) -> None:
-        """Start the workers that are missing."""
+    def keep_up(self, waiting: int) -> None:
+        """Start the workers that are missing; on demand, as many as there are tasks `waiting` for one."""
         self.changed = bool(self._new_threads)
-        if self.broken is not None or len(self.workers) >= len(self._names):
+        present = {worker.record.name for worker in self.workers if not worker.dismissed}
+        self.can_grow = self._settings.on_demand and self.broken is None and len(present) < len(self._names)
+        if self.broken is not None or len(present) >= len(self._names):
             return
-        present = {worker.record.name for worker in self.workers}
         starting = sum(not worker.ready for worker in self.workers)
+        at_once = self._start_at_once if self._settings.processes else len(self._names)
+        if self._settings.on_demand:
+            at_once = min(at_once, waiting)
         for name in self._names:
-            if name not in present and (starting < self._start_at_once or not self._settings.processes):
+            if name not in present and starting < at_once:
                 self._start_one(name)
                 starting += 1
                 if self.broken is not None:
@@ -103,14 +116,16 @@ class Crew:
     def _start_one(self, name: Any) -> None:
         settings = self._settings
         address = f"{self.address}/worker-{next(self._serials)}"
-        record = Worker(address, name, settings.threads_per_worker, settings.resources)
+        record = Worker(address, name, settings.threads_per_worker, settings.resources, settings.max_tasks)
         if not settings.processes:
             thread = ThreadWorker(record, self._values.folders.disk, self._post)
             self.workers.append(thread)
             self._new_threads.append(thread)
             self.changed = True
             return
-        told = WorkerSettings(address, name, record.slots, self._values.folders, settings.initializer is not None)
+        told = WorkerSettings(
+            address, name, record.slots, self._values.folders, initializer=settings.initializer is not None
+        )
         try:
             process = ProcessWorker(record, told, self._environment, settings.initializer)
         except Exception as e:  # noqa: BLE001  (loky's helper processes may fail in many ways)
@@ -125,6 +140,10 @@ class Crew:
         """Return thread workers that were started since the last call; they are ready at once."""
         new, self._new_threads = self._new_threads, []
         return new
+
+    def processes(self) -> dict[int, Any]:
+        """Return the worker processes by their ids. Any thread may call this."""
+        return {w.pid: w.process for w in list(self.workers) if isinstance(w, ProcessWorker) and not w.dismissed}
 
     # -- coming and going
 
@@ -155,7 +174,9 @@ class Crew:
             return
         self._failed_starts += 1
         if worker.complaint or self._failed_starts >= START_ATTEMPTS or not self._any_started:
-            self.fail(WorkerStartError(worker.exitcode, worker.complaint or startup_complaint(self._environment)))
+            error = WorkerStartError(worker.exitcode, worker.complaint or startup_complaint(self._environment))
+            error.__cause__ = worker.error
+            self.fail(error)
 
     def fail(self, error: BaseException) -> None:
         """Start no more workers, because of this."""
@@ -181,8 +202,23 @@ class Crew:
         with self._changed:
             self._ready = 0
         self.broken, self._failed_starts = None, 0
-        self.keep_up()
+        self.keep_up(0)
         return addresses
+
+    def dismiss(self, worker: ProcessWorker) -> None:
+        """Let a worker end, and another take its place."""
+        worker.dismissed = True
+        worker.close_input(self._poller)
+        self.changed = True
+
+    def terminate(self) -> None:
+        """Ask all worker processes to end, as SIGTERM does; those that have not after a while are killed by `close`."""
+        processes = [w for w in self.workers if isinstance(w, ProcessWorker)]
+        for process in processes:
+            process.process.terminate()
+        deadline = monotonic() + TERMINATION
+        for process in processes:
+            process.reap(max(0.0, deadline - monotonic()))
 
     # -- waiting for workers: any thread
 
@@ -238,8 +274,8 @@ class Crew:
 
     # -- the end
 
-    def close(self) -> None:
-        """End all workers and what they started."""
+    def close(self, grace: float = GRACE) -> None:
+        """End all workers and what they started; tasks that still run may take `grace` seconds more."""
         with self._changed:
             if self.broken is None:
                 self.broken = ClosedClientError("the client is closed")
@@ -250,11 +286,11 @@ class Crew:
         for worker in self.workers:
             if isinstance(worker, ThreadWorker):
                 worker.close_input()
-        deadline = monotonic() + GRACE
+        deadline = monotonic() + grace
         for worker in self.workers:
             if isinstance(worker, ThreadWorker):
                 worker.join(max(0.0, deadline - monotonic()))
-        self._end(processes, GRACE)
+        self._end(processes, grace)
         for process in processes:
             process.forget(self._poller)
         self.workers.clear()

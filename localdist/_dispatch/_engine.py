@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 import traceback
-from itertools import islice
 from struct import Struct
 from time import monotonic
 from typing import Any
@@ -24,7 +23,8 @@ from .._store._segment import Stored, make_folder
 from .._wire import REPLY, ReplyKind
 from ..errors import InternalError, WorkerStartError
 from ._crew import Crew, Settings
-from ._express import Express, Listener
+from ._endings import Endings
+from ._express import Listener
 from ._pool import ProcessWorker
 from ._threads import ThreadWorker
 from ._values import ValueStore
@@ -39,7 +39,7 @@ _DROPS_KEPT = 1_000
 _running: set[Engine] = set()
 
 
-class Engine(Express):
+class Engine(Endings):
     """Runs tasks on workers for all clients of this pool. Its public methods may be called from any thread."""
 
     def __init__(self, settings: Settings, listener: Listener) -> None:
@@ -62,7 +62,7 @@ class Engine(Express):
         try:
             self._thread.start()
         except BaseException:  # Ctrl-C while it starts: nobody will ever have this object
-            self.close(wait=False)
+            self._closing.set()
             raise
 
     # -- any thread ----------------------------------------------------------------------------------------------
@@ -84,18 +84,6 @@ class Engine(Express):
         """
         self.crew.wait_for(1, timeout)
 
-    def close(self, *, wait: bool = True) -> None:
-        """End the workers and the thread; everything unfinished is cancelled. Idempotent."""
-        if not self._closing.is_set():
-            self._closing.set()
-            self.wake()
-        if wait and threading.current_thread() is not self._thread:
-            self._thread.join()
-
-    @property
-    def closed(self) -> bool:
-        return self._closing.is_set()
-
     # -- the scheduler's thread ----------------------------------------------------------------------------------
 
     def _main(self) -> None:
@@ -104,7 +92,7 @@ class Engine(Express):
             if not self._closing.is_set():
                 self.crew.start()
                 self._crew_changes()
-            while not self._closing.is_set():
+            while not self._closing.is_set() and not self._done:
                 self._turn()
             self._mutex.acquire()  # for good: nobody sends anything any more
             self.status = "closing"
@@ -163,7 +151,8 @@ class Engine(Express):
             self.values.unsettled = True
         if self.values.unsettled:
             self._settle(monotonic())
-        if self.crew.changed or self.crew.broken is not None:
+        crew = self.crew
+        if crew.changed or crew.broken is not None or (crew.can_grow and self.core.assignment.waiting):
             self._crew_changes()
 
     def _next_deadline(self) -> float | None:
@@ -193,6 +182,8 @@ class Engine(Express):
                     self._blocked = True
             elif isinstance(action, actions.AnnounceCancelled):
                 self.listener.cancelled(action.tasks, action.reason)
+            elif isinstance(action, actions.Dismiss):
+                self.crew.dismiss(self._handles.pop(action.worker.address))  # type: ignore[arg-type]  # a process
             else:
                 self.listener.pending(action.tasks)
 
@@ -295,7 +286,7 @@ class Engine(Express):
         elif kind is ReplyKind.READY:
             self._joined(worker)
         else:
-            worker.complaint = payload.decode(errors="replace")  # type: ignore[union-attr]  # only processes say this
+            worker.complain(payload)  # type: ignore[union-attr]  # only processes say this
 
     def _recalled(self, worker: ProcessWorker | ThreadWorker, payload: Any, lines: list[ReportLine]) -> None:
         seqs, whole = pickle.loads(payload) if isinstance(payload, bytes) else payload
@@ -324,29 +315,32 @@ class Engine(Express):
     def _crew_changes(self) -> None:
         for worker in self.crew.take_joined_threads():
             self._joined(worker)
-        self.crew.keep_up()
-        if self.crew.broken is not None and not self._handles and self.core.assignment.ready_count():
+        self.crew.keep_up(self.core.assignment.ready_count())
+        error = self.crew.broken
+        if error is None:
+            return
+        if self.settings.on_demand:
+            self.handle(events.TasksFailed(list(self.core.tasks.values()), error))
+        elif not self._handles and self.core.assignment.ready_count():
             # Those that wait depend on those that are ready. What has finished stays usable.
             unfinished = [t for t in self.core.tasks.values() if t.state in (State.READY, State.WAITING)]
-            self.handle(events.TasksCancelled(unfinished, f"no worker can start: {self.crew.broken}", force=True))
+            self.handle(events.TasksCancelled(unfinished, f"no worker can start: {error}", force=True))
 
     def _workers_ended(self, workers: list[ProcessWorker]) -> None:
         """Take note of the end of processes, after everything they wrote."""
-        # What one is sent from here on, such as what was at another that ended, it can not have begun.
-        had = {worker: set(worker.record.outstanding) for worker in workers if self.crew.has(worker)}
-        for worker, seqs in had.items():
-            self._worker_ended(worker, seqs)
+        for worker in workers:
+            if self.crew.has(worker):  # else this is the second sign of its end
+                self._worker_ended(worker)
 
-    def _worker_ended(self, worker: ProcessWorker, had: set[int]) -> None:
+    def _worker_ended(self, worker: ProcessWorker) -> None:
         while worker.replies.ready() and self._read(worker):
             continue
         if not worker.reap(1.0):
             worker.kill()
             worker.reap(5.0)
+        begun = [] if self._closing.is_set() else worker.begun()
         self.crew.left(worker)
         if self._handles.pop(worker.record.address, None) is not None:
-            oldest = islice(worker.record.outstanding, worker.record.slots)
-            begun = [seq for seq in oldest if seq in had and not self._closing.is_set()]
             self.handle(events.WorkerLeft(worker.record, worker.pid, worker.exitcode, begun=begun))
         self.values.gone(worker.record.address)
 
@@ -377,7 +371,7 @@ class Engine(Express):
         self.listener.closed()
         self.handle_quietly(events.AllDropped("client closed"))
         try:
-            self.crew.close()
+            self.crew.close(self._grace)
         finally:
             self._handles.clear()  # a client that somebody keeps shall not keep descriptors of processes
             self.values.close()
@@ -389,6 +383,7 @@ class Engine(Express):
                 self._calls.popleft()()
             self._poller.close()
             _running.discard(self)
+            self._ended.set()
 
     def handle_quietly(self, event: events.Event) -> None:
         """Give the core a last event, although it may be the core that has failed."""

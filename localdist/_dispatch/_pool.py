@@ -11,12 +11,16 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
 from .._pipe import FrameReader, PatientWriter, Poller, frame
 from .._schedule.records import Task, Worker
+from .._serialize import load_error
+from .._store._begun import BegunTable
 from .._store._segment import Stored
 from .._wire import Control
 from .._worker._process import Settings, main
@@ -25,6 +29,9 @@ if TYPE_CHECKING:
     from .._serialize import Function
     from ._values import ValueStore
 
+#: What a worker is to call first: a pickled (function, args), or these themselves, where they can be pickled only
+#: while a process is being started.
+Initializer = bytes | tuple[Any, Any] | None
 #: What multiprocessing is told of an exit code that somebody else has collected.
 _UNKNOWN = 255
 #: Functions that a worker keeps; the oldest are forgotten, and sent again when they are needed.
@@ -102,6 +109,20 @@ def _interrupts_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+class _Carrier:
+    """Pickles an initializer while its worker is started: locks and queues of multiprocessing travel only then."""
+
+    def __init__(self, initializer: tuple[Any, Any]) -> None:
+        self._initializer = initializer
+        self.pickled = b""
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        from loky.backend.reduction import dumps
+
+        self.pickled = bytes(dumps(self._initializer))
+        return object, ()  # the pickle itself goes another way
+
+
 class ProcessWorker:
     """One worker process, as the scheduler's thread sees it.
 
@@ -109,28 +130,35 @@ class ProcessWorker:
         record: the worker as the scheduler's core knows it.
         settings: what the process is told.
         environment: variables to set for it.
-        initializer: pickled (function, args) to call first of all, or None.
+        initializer: what to call first of all.
     """
 
     def __init__(
-        self, record: Worker, settings: Settings, environment: dict[str, str], initializer: bytes | None = None
+        self, record: Worker, settings: Settings, environment: dict[str, str], initializer: Initializer = None
     ) -> None:
         from loky.backend.process import LokyProcess
 
         self.record = record
         #: True once it can take tasks
         self.ready = False
-        #: what it said when it could not start
+        #: True once it was told to end, since it has run as many tasks as it may
+        self.dismissed = False
+        #: what it said when it could not start, and the exception behind it
         self.complaint = ""
+        self.error: BaseException | None = None
         self.created_at = time.time()
         task_reader, task_writer = Pipe(duplex=False)
         control_reader, control_writer = Pipe(duplex=False)
         reply_reader, reply_writer = Pipe(duplex=False)
+        self._begun = BegunTable.create(settings.folders, f"{record.address.rsplit('/', 1)[-1]}.begun", record.slots)
+        if self._begun is not None:
+            settings = replace(settings, begun=self._begun.path)
+        carrier = None if initializer is None or isinstance(initializer, bytes) else _Carrier(initializer)
         theirs = (task_reader, control_reader, reply_writer)
         ours = (task_writer, control_writer, reply_reader)
         self.process: Any = LokyProcess(
             target=main,
-            args=(settings, *theirs),
+            args=(settings, *theirs, carrier),
             name=f"localdist-worker-{record.name}",
             env=environment,
         )
@@ -140,6 +168,8 @@ class ProcessWorker:
         except BaseException:
             for connection in (*theirs, *ours):
                 connection.close()
+            if self._begun is not None:
+                self._begun.close()
             raise
         for connection in theirs:
             connection.close()
@@ -155,12 +185,14 @@ class ProcessWorker:
         self._known_bytes = 0
         if initializer is not None:
             # Not an argument of the process: those are written at once, and a child that dies early never reads them.
-            self.tasks.write(frame(initializer))
+            self.tasks.write(frame(initializer if carrier is None else carrier.pickled))  # type: ignore[arg-type]
 
     def watch(self, poller: Poller) -> None:
         """Let the poller report this worker's replies, and its end."""
         poller.add((self, False), self.replies.connection)
-        poller.add((self, True), self.sentinel)  # type: ignore[arg-type]  # it has a fileno
+        if sys.platform != "win32":
+            poller.add((self, True), self.sentinel)  # type: ignore[arg-type]  # it has a fileno
+        # There, 63 objects can be waited for, and nobody but the worker keeps the other end of its pipe open.
 
     def send(self, tasks: Sequence[Task], values: ValueStore) -> None:
         """Send tasks, with the functions that the worker does not have yet."""
@@ -238,8 +270,21 @@ class ProcessWorker:
             return True
         return False
 
+    def begun(self) -> list[int]:
+        """Return the numbers of the tasks that its slots have begun last: when it has died, what killed it."""
+        if self._begun is not None:
+            return self._begun.begun()
+        return list(islice(self.record.outstanding, self.record.slots))
+
+    def complain(self, payload: bytes) -> None:
+        """Take note of why it cannot start."""
+        self.complaint, dumped = pickle.loads(payload)
+        self.error = load_error(dumped)
+
     def forget(self, poller: Poller) -> None:
         """Close everything that belongs to a process that has ended."""
+        if self._begun is not None:
+            self._begun.close()
         poller.remove(self.replies.connection)
         poller.remove(self.sentinel)
         for writer in (self.tasks, self.control):

@@ -21,6 +21,7 @@ class ThreadWorker:
     #: it has no pipes that could be full
     writers: ClassVar[tuple[Any, ...]] = ()
     blocked: ClassVar[bool] = False
+    dismissed: ClassVar[bool] = False
 
     def __init__(
         self, record: Worker, folder: str, post: Callable[[ThreadWorker, tuple[ReplyKind, int, float, Any]], None]
@@ -31,7 +32,7 @@ class ThreadWorker:
         self._post = post
         self._arrived: SimpleQueue[list[Item] | None] = SimpleQueue()
         handle = WorkerHandle(record.address, record.name, self.pid, folder)
-        self.runner = Runner(self, ThreadCodec(), handle, record.slots)
+        self.runner = Runner(self, ThreadCodec(), handle, [0] * record.slots)
         self._thread = threading.Thread(target=self.runner.run, name=f"localdist-slot-{record.name}-0", daemon=True)
         self._thread.start()
 

@@ -92,13 +92,21 @@ class ValueStore:
         Raises:
             OSError: the segment is gone.
         """
+        return unpack(*self.open(stored))
+
+    def open(self, stored: Stored) -> tuple[memoryview, list[memoryview]]:
+        """Return pickle stream and buffers of a value, on a private mapping that outlives the segment's file.
+
+        Raises:
+            OSError: the segment is gone.
+        """
         with self._lock:
             if self._ledger.current(stored.name) is not stored:
                 # It was released meanwhile, and the file may hold another value by now.
                 raise FileNotFoundError(f"the value in {stored.name} was released")
             self._ledger.mapped(stored.name, CLIENT)
         views = self._reader.open(stored)  # also when it fails, the end of the mapping is noted
-        return unpack(views[0], views[1:])
+        return views[0], views[1:]
 
     def release(self, stored: Iterable[Stored]) -> None:
         """Take note that these values have one holder less."""

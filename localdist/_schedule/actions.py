@@ -29,6 +29,13 @@ class Recall:
 
 
 @dataclass(frozen=True, slots=True)
+class Dismiss:
+    """Let this worker end: it has used up its quota and has nothing to do. The scheduler has forgotten it."""
+
+    worker: Worker
+
+
+@dataclass(frozen=True, slots=True)
 class Announce:
     """These tasks have ended: tell those who wait for them. Twins are among them."""
 
@@ -58,4 +65,4 @@ class Drop:
     outcomes: Sequence[Any]
 
 
-Action = Dispatch | Recall | Announce | AnnounceCancelled | AnnouncePending | Drop
+Action = Dispatch | Recall | Dismiss | Announce | AnnounceCancelled | AnnouncePending | Drop

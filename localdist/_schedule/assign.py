@@ -171,7 +171,7 @@ class Assignment:
             # Being sent work is no sign of life: a worker that is here already keeps its place.
             self.loaded.setdefault(worker)
         low = worker.load < LOW * self.target * worker.slots and count < LOW * AHEAD * worker.slots
-        if count < worker.slots or (low and not worker.stuck):
+        if worker.quota > 0 and (count < worker.slots or (low and not worker.stuck)):
             self._put_in_line(worker)
         else:
             self.hungry.pop(worker, None)
@@ -183,25 +183,39 @@ class Assignment:
 
     # -- decisions -----------------------------------------------------------------------------------------------
 
-    def stalled(self, now: float) -> list[Worker]:
-        """Choose the worker whose waiting tasks are to be called back, if there is room for them elsewhere."""
-        if not self.loaded or not self.hungry:
+    def stalled(self, now: float, *, certain: bool) -> list[Worker]:
+        """Choose the worker whose waiting tasks are to be called back.
+
+        That is one that has been silent for long, so that they can be cancelled or overtaken, or run by a worker that
+        is to be started; earlier, if there is room for them elsewhere.
+
+        Args:
+            now: the time.
+            certain: whether all that workers have said until now is known.
+        """
+        if not self.loaded:
             return []
         worker = next(iter(self.loaded))
-        if not self._room_beside(worker):
+        silent = now >= worker.last_report + STALL
+        if self._room_beside(worker):
+            if not silent and (self.waiting or worker.load < 2 * TARGET * worker.slots):
+                return []
+        elif not silent or not certain:
             return []
-        if now < worker.last_report + STALL and (self.waiting or worker.load < 2 * TARGET * worker.slots):
-            return []
+        return self._recall(worker)
+
+    def recall_all(self) -> list[Worker]:
+        """Let all workers be called to give back what they have not begun; return them."""
+        return [worker for loaded in list(self.loaded) for worker in self._recall(loaded)]
+
+    def _recall(self, worker: Worker) -> list[Worker]:
         worker.recalling = True
         del self.loaded[worker]
         return [worker]
 
     def next_deadline(self) -> float | None:
         """Say when `stalled` may have something to tell."""
-        if not self.loaded or not self.hungry:
-            return None
-        worker = next(iter(self.loaded))
-        return worker.last_report + STALL if self._room_beside(worker) else None
+        return next(iter(self.loaded)).last_report + STALL if self.loaded else None
 
     def _room_beside(self, worker: Worker) -> bool:
         return len(self.hungry) > (worker in self.hungry)
@@ -221,6 +235,7 @@ class Assignment:
         if not worker.outstanding:
             worker.last_report = now
         estimate = task.group.seconds
+        worker.quota -= 1
         self._hand_over(worker, task, TARGET if estimate is None else max(estimate, OVERHEAD))
         self._update(worker)
 
@@ -291,6 +306,7 @@ class Assignment:
         lanes = self.workers[worker]
         budget = self.target * slots - worker.load
         most = AHEAD * slots
+        share = min(share, worker.quota)  # type: ignore[assignment]  # a number of tasks, or infinite
         batch: list[Task] = []
         processing, hand_over = State.PROCESSING, self._hand_over
         pop = self.common.queue.pop if not lanes else lambda: self._pop_any(worker, lanes)
@@ -310,6 +326,7 @@ class Assignment:
             task.state = processing
             hand_over(worker, task, cost)
             batch.append(task)
+        worker.quota -= len(batch)
         return batch
 
     def _pop_any(self, worker: Worker, lanes: list[LaneQueue]) -> Task | None:

@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 from ..errors import KilledWorker
 from . import actions, events
 from .lifetime import Lifetime
-from .records import Ending, State, Task
+from .records import Ending, State, Task, Worker
 
 
 class Scheduler(Lifetime):
@@ -45,6 +45,10 @@ class Scheduler(Lifetime):
         self._event += 1
         self._now = now
         self._HANDLERS[type(event)](self, event)
+        if self._stopped is not None:
+            if self.assignment.waiting:
+                self._cancel_unbegun()
+            self._stalled += self.assignment.recall_all()
         out: list[actions.Action] = []
         if self._dropped:
             out.append(actions.Drop(self._dropped))
@@ -53,7 +57,13 @@ class Scheduler(Lifetime):
             out += [actions.Recall(worker, seqs) for worker, seqs in self._recalls.items()]
             self._recalls = {}
         if self.assignment.loaded:
-            out += [actions.Recall(worker) for worker in self.assignment.stalled(now)]
+            self._stalled += self.assignment.stalled(now, certain=type(event) is events.DeadlineReached)
+        if self._stalled:
+            out += [actions.Recall(worker) for worker in self._stalled]
+            self._stalled = []
+        if self._dismissed:
+            out += [actions.Dismiss(worker) for worker in self._dismissed]
+            self._dismissed = []
         if self.assignment.waiting:
             for worker, tasks in self.assignment.assign(now):
                 self._tell("dispatched", tasks, worker.address)
@@ -66,9 +76,7 @@ class Scheduler(Lifetime):
             out.append(actions.Announce(self._finished, self._failed))
             self._finished, self._failed = [], []
         if self._cancelled:
-            reason = (
-                event.reason if isinstance(event, events.TasksCancelled | events.AllDropped) else "lost dependencies"
-            )
+            reason = getattr(event, "reason", self._stopped) or "lost dependencies"
             out.append(actions.AnnounceCancelled(self._cancelled, reason))
             self._cancelled = []
         return out
@@ -246,6 +254,14 @@ class Scheduler(Lifetime):
                 task.worker = None
                 self._queue(task)
         self.assignment.reported(worker, self._now, len(event.lines))
+        if worker.quota <= 0 and not outstanding:
+            self._dismiss(worker)
+
+    def _dismiss(self, worker: Worker) -> None:
+        del self.workers[worker.address]
+        self.assignment.left(worker)
+        self._recalls.pop(worker, None)
+        self._dismissed.append(worker)
 
     def _raised(self, task: Task, outcome: Any) -> None:
         task.worker = None
@@ -285,11 +301,11 @@ class Scheduler(Lifetime):
             task.worker = None
             if event.blame and task.seq in begun:
                 task.deaths += 1
-                if task.deaths > self.allowed_failures:
-                    self._fail(
-                        task,
-                        KilledWorker(task.key, worker.address, self.allowed_failures, event.pid, event.exitcode),
-                    )
+                allowed = task.options.allowed_failures
+                if allowed is None:
+                    allowed = self.allowed_failures
+                if task.deaths > allowed:
+                    self._fail(task, KilledWorker(task.key, worker.address, allowed, event.pid, event.exitcode))
                     continue
             self._queue(task)
         self._tell(f"worker left (exit code {event.exitcode})", outstanding, worker.address)
@@ -304,6 +320,7 @@ class Scheduler(Lifetime):
             if task is None:
                 raise self._stranger(seq, "give back")
             worker.load -= task.cost
+            worker.quota += 1
             if task.options.lane is not None:
                 self.assignment.give_back(worker, task)
             if task.state is State.PROCESSING:
@@ -324,6 +341,9 @@ class Scheduler(Lifetime):
         events.TasksRecalled: _recalled,
         events.TasksReleased: Lifetime._released,
         events.TasksCancelled: Lifetime._cancel,
+        events.TasksWithdrawn: Lifetime._withdrawn,
+        events.TasksFailed: Lifetime._failed_by_order,
+        events.Stopped: Lifetime._stop,
         events.TasksKept: Lifetime._kept,
         events.TasksRetried: Lifetime._retried,
         events.AllDropped: Lifetime._all_dropped,

@@ -68,6 +68,35 @@ class TasksCancelled:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class TasksWithdrawn:
+    """Those of these tasks that are not at a worker are cancelled, as `TasksCancelled` would; the others run."""
+
+    tasks: Sequence[Task]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TasksFailed:
+    """Those of these tasks that have not ended fail with this error; what comes of the running ones has no taker.
+
+    They are detached: a retry would find them queued, or running, still.
+    """
+
+    tasks: Sequence[Task]
+    outcome: object
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stopped:
+    """What has not begun shall never begin, now or later: it is cancelled, if need be when its worker gives it back.
+
+    It is cancelled for all who claim it, with whatever depends on it.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class TasksKept:
     """These tasks shall run although nobody waits for them (fire and forget)."""
 
@@ -120,6 +149,9 @@ Event = (
     | TasksRecalled
     | TasksReleased
     | TasksCancelled
+    | TasksWithdrawn
+    | TasksFailed
+    | Stopped
     | TasksKept
     | TasksRetried
     | AllDropped

@@ -13,6 +13,8 @@ from . import events
 from .memory import Memory
 from .records import State, Task
 
+_UNBEGUN = (State.WAITING, State.READY)
+
 
 class Lifetime(Memory):
     """The part of `Scheduler` that ends tasks, lets them go, and brings failed ones back."""
@@ -55,6 +57,10 @@ class Lifetime(Memory):
             task.claims -= 1
             if not task.claims and not task.dependents:
                 self._forget_all([task])
+            elif task.options.detached:
+                del self.tasks[task.key]
+                # After an error too: nobody can ask for a retry.
+                self._let_go_of_dependencies(task)
 
     def _end_twins(self, task: Task, twins: Iterable[Task]) -> None:
         ended = self._finished if task.state is State.FINISHED else self._failed
@@ -152,6 +158,32 @@ class Lifetime(Memory):
                 task.claims -= task.held + task.kept
                 task.held = task.kept = False
         self._forget_all([t for t in doomed if not t.claims and not t.dependents])
+
+    def _withdrawn(self, event: events.TasksWithdrawn) -> None:
+        idle = [task for task in event.tasks if self._primary(task).state in _UNBEGUN]
+        self._cancel(events.TasksCancelled(idle, event.reason))
+
+    def _stop(self, event: events.Stopped) -> None:
+        self._stopped = event.reason
+        self._cancel_unbegun()
+
+    def _cancel_unbegun(self) -> None:
+        assert self._stopped is not None
+        idle = [task for task in self.live_tasks() if task.state in _UNBEGUN]
+        self._cancel(events.TasksCancelled(idle, self._stopped, force=True))
+
+    def _failed_by_order(self, event: events.TasksFailed) -> None:
+        for task in event.tasks:
+            before = task.state
+            if before not in (State.WAITING, State.READY, State.PROCESSING):
+                continue
+            worker = task.worker
+            task.worker = None
+            self._fail(task, event.outcome)
+            if before is State.READY:
+                self.assignment.forget(task)
+            elif worker is not None:
+                self._recalls.setdefault(worker, []).append(task.seq)
 
     def _all_dropped(self, event: events.AllDropped) -> None:  # noqa: ARG002  (the reason is `handle`'s affair)
         for task in list(self.tasks.values()):

@@ -22,7 +22,12 @@ MOVES: dict[str, dict[State, State]] = {
     "dispatch": {State.READY: State.PROCESSING},
     "send": {State.NEW: State.PROCESSING},
     "finish": {State.NEW: State.FINISHED, State.PROCESSING: State.FINISHED},
-    "fail": {State.NEW: State.ERRED, State.WAITING: State.ERRED, State.PROCESSING: State.ERRED},
+    "fail": {
+        State.NEW: State.ERRED,
+        State.WAITING: State.ERRED,
+        State.READY: State.ERRED,
+        State.PROCESSING: State.ERRED,
+    },
     "pair": {State.NEW: State.TWIN},
     "forget": {state: State.FORGOTTEN for state in State if state is not State.FORGOTTEN},
 }
@@ -54,12 +59,29 @@ class Memory:
         self._reset: list[Task] = []
         self._dropped: list[Any] = []
         self._recalls: dict[Worker, list[int]] = {}
+        self._stalled: list[Worker] = []
+        self._dismissed: list[Worker] = []
+        #: why nothing begins any more; None: everything does
+        self._stopped: str | None = None
 
     def _move(self, task: Task, move: str) -> None:
         after = MOVES[move].get(task.state)
         if after is None:
             raise self._invalid(task, move)
         task.state = after
+
+    def live_tasks(self) -> list[Task]:
+        """List the tasks that a key leads to, and those that only these need: data, and what has lost its key; no twins.
+
+        Takes time in proportion to all of them.
+        """
+        found = dict.fromkeys(self.tasks.values())
+        stack = list(found)
+        while stack:
+            new = [d for d in dict.fromkeys(stack.pop().dependencies) if d not in found]
+            found.update(dict.fromkeys(new))
+            stack += new
+        return list(found)
 
     def _invalid(self, task: Task, move: str) -> InvalidTransition:
         return InvalidTransition(task.key, task.state.name, move, [str(line) for line in self.story(task.key)])

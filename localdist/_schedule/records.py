@@ -68,6 +68,11 @@ class Options:
     lane: Lane | None = None
     #: who submitted it; cancelling spreads to dependents of the same owner only
     owner: object = None
+    #: how many workers may die running it; None: as many as the scheduler allows
+    allowed_failures: int | None = None
+    #: True: once it has ended it leaves the scheduler, which nobody asks for it; its outcome is its submitter's until
+    #: that releases it. Such a task has a key of its own, and no dependents
+    detached: bool = False
 
 
 class Task:
@@ -160,23 +165,33 @@ class Worker:
         "load",
         "name",
         "outstanding",
+        "quota",
         "recalling",
         "slots",
         "stuck",
     )
 
-    def __init__(self, address: str, name: Any, slots: int, resources: dict[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        name: Any,
+        slots: int,
+        resources: dict[str, float] | None = None,
+        quota: float = float("inf"),
+    ) -> None:
         #: unique among all workers that ever were
         self.address = address
         #: what callers may write in `workers=`; a replacement has the name of the one it replaces
         self.name = name
         #: how many tasks it runs at a time
         self.slots = slots
+        #: how many more tasks it may be given; it is dismissed when it has used up and reported them all
+        self.quota = quota
         #: amount of each resource that no task holds
         self.free: dict[str, float] = dict(resources or {})
         #: tasks it has and has not reported, by `seq`, in the order of sending, which is the order of starting:
-        #: the ones that have begun are among the first `slots`. PROCESSING here, or else FORGOTTEN or TWIN: what comes
-        #: of those has no taker
+        #: the ones that have begun are among the first `slots`. PROCESSING here, or else FORGOTTEN, TWIN or ERRED (by
+        #: order): what comes of those has no taker
         self.outstanding: dict[int, Task] = {}
         #: estimate of the work in `outstanding`, in seconds of one slot
         self.load = 0.0

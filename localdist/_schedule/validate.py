@@ -40,7 +40,7 @@ def _everything(scheduler: Scheduler) -> Iterator[str]:
             yield f"{task} is filed under {key!r}"
         if not task.seq > 0:
             yield f"{task} has no number, though it was submitted"
-    tasks = live_tasks(scheduler)
+    tasks = scheduler.live_tasks()
     for task in tasks:
         yield from (f"{task}: {what}" for what in _task(task, scheduler))
     numbers = Counter(t.seq for task in tasks for t in (task, *(task.twins or ())) if t.seq)
@@ -54,17 +54,8 @@ def _everything(scheduler: Scheduler) -> Iterator[str]:
     if set(scheduler.workers.values()) != set(scheduler.assignment.workers):
         yield "the workers that are given work are not the ones that are here"
     yield from _queues(scheduler, tasks)
-
-
-def live_tasks(scheduler: Scheduler) -> list[Task]:
-    """List the tasks that a key leads to and those that only these need: data, and what has lost its key; no twins."""
-    found = dict.fromkeys(scheduler.tasks.values())
-    stack = list(found)
-    while stack:
-        new = [d for d in dict.fromkeys(stack.pop().dependencies) if d not in found]
-        found.update(dict.fromkeys(new))
-        stack += new
-    return list(found)
+    if scheduler._stopped is not None and (scheduler.assignment.waiting or scheduler.assignment.loaded):
+        yield f"it is stopped, but {scheduler.assignment.ready_count()} tasks are ready, or were not called back"
 
 
 def _task(task: Task, scheduler: Scheduler) -> Iterator[str]:
@@ -83,8 +74,15 @@ def _task(task: Task, scheduler: Scheduler) -> Iterator[str]:
         yield "still has its call"
     if not 0 <= task.failures <= task.options.retries + (state is State.ERRED):
         yield f"{task.failures} failures, {task.options.retries} retries"
-    if not 0 <= task.deaths <= scheduler.allowed_failures + (state is State.ERRED):
-        yield f"{task.deaths} deaths, {scheduler.allowed_failures} are allowed"
+    allowed = task.options.allowed_failures
+    if allowed is None:
+        allowed = scheduler.allowed_failures
+    if not 0 <= task.deaths <= allowed + (state is State.ERRED):
+        yield f"{task.deaths} deaths, {allowed} are allowed"
+    if task.options.detached and (state in _ENDED or not task.kept):
+        yield f"is detached, but still here, with kept={task.kept}"
+    if task.options.detached and (task.dependents or task.twins):
+        yield f"is detached, but others need it: {task.dependents}, {task.twins}"
     if (task.worker is not None) != (state is State.PROCESSING):
         yield f"is at {task.worker}"
     if task.worker is not None:
@@ -143,8 +141,8 @@ def _worker(worker: Worker, scheduler: Scheduler) -> Iterator[str]:
     for seq, task in worker.outstanding.items():
         if task.seq != seq:
             yield f"{task} is filed under {seq}"
-        # What came of a forgotten task, or of one that turned out to be a twin, has no taker.
-        unwanted = task.state in (State.FORGOTTEN, State.TWIN) and task.worker is None
+        # What came of a forgotten task, of one that turned out to be a twin or failed by order, has no taker.
+        unwanted = task.state in (State.FORGOTTEN, State.TWIN, State.ERRED) and task.worker is None
         if not unwanted and (task.state is not State.PROCESSING or task.worker is not worker):
             yield f"has {task}, which does not know of it"
         if not task.cost > 0:
@@ -161,7 +159,10 @@ def _worker(worker: Worker, scheduler: Scheduler) -> Iterator[str]:
     hungry = worker in assignment.hungry
     # The target may have changed since it was decided, so only its bounds count.
     least, most = (LOW * target * worker.slots for target in (TARGET, TARGET_MAX))
-    if count < worker.slots or (not worker.stuck and worker.load < least - TOLERANCE):
+    if worker.quota <= 0:
+        if hungry or not count:
+            yield f"with {count} tasks it has used up its quota: is hungry, or should have been dismissed"
+    elif count < worker.slots or (not worker.stuck and worker.load < least - TOLERANCE):
         if not hungry:
             yield f"with {count} tasks, load {worker.load}, stuck={worker.stuck}: is not hungry"
     elif hungry and (worker.stuck or worker.load > most + TOLERANCE):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from marshal import dumps as marshal_dumps
 from typing import TYPE_CHECKING, Any
 
+from .._chunk import run_chunk
 from .._key import ATOMS
 from .._schedule import events
 from .._schedule.records import DEFAULT_OPTIONS, Group, Task
@@ -55,16 +56,16 @@ class InProcess(Transport):
         function: Function,  # noqa: ARG002  (it travels beside the call)
         func: Callable[..., Any],  # noqa: ARG002
         args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+        kwargs: Mapping[str, Any] | None,
         inputs: Sequence[Task],
         digests: Any = None,
     ) -> tuple[Any, tuple[Task, ...]]:
-        if not kwargs and not inputs and all(type(a) in ATOMS for a in args):
+        if kwargs is not None and not kwargs and not inputs and all(type(a) in ATOMS for a in args):
             payload = marshal_dumps(args, 2)
             if len(payload) <= INLINE_MAX:
                 return payload, ()
         try:
-            stream, buffers = pack((args, dict(kwargs)))
+            stream, buffers = pack((args, kwargs if kwargs is None else dict(kwargs)))
         except Exception as e:
             raise SerializationError("argument", blame((args, kwargs)), None, f"{type(e).__name__}: {e}") from e
         if not buffers and len(stream) <= INLINE_MAX:
@@ -111,11 +112,16 @@ class InProcess(Transport):
 
     def load(self, outcome: Any, key: Any) -> Any:
         try:
-            return self._engine.values.load(outcome) if type(outcome) is Stored else unpack(outcome)
+            if type(outcome) is Stored:
+                return self._engine.values.load(outcome)
+            return unpack(*outcome) if type(outcome) is tuple else unpack(outcome)
         except OSError:
             raise
         except Exception as e:
             raise DeserializationError("result", key, f"{type(e).__name__}: {e}") from e
+
+    def detach(self, outcome: Any) -> Any:
+        return self._engine.values.open(outcome) if type(outcome) is Stored else outcome
 
     def load_error(self, outcome: Any) -> BaseException:
         return copy_error(outcome) if isinstance(outcome, BaseException) else load_error(outcome)
@@ -123,7 +129,7 @@ class InProcess(Transport):
     def type_of(self, outcome: Any) -> type | None:
         if type(outcome) is not Stored:
             try:
-                return type(unpack(outcome))
+                return type(self.load(outcome, None))
             except Exception:  # noqa: BLE001  (the value's own code may raise anything; `result` will tell)
                 return None
         module, _, name = outcome.type_name.rpartition(".")
@@ -148,6 +154,9 @@ class InProcess(Transport):
 
     def cancel(self, tasks: Sequence[Task], reason: str, *, force: bool) -> None:
         self._engine.post(events.TasksCancelled(tasks, reason, force))
+
+    def withdraw(self, tasks: Sequence[Task], reason: str, *, wait: bool) -> None:
+        self._engine.withdraw(tasks, reason, wait=wait)
 
     def keep(self, tasks: Sequence[Task]) -> None:
         self._engine.post(events.TasksKept(tasks))
@@ -210,6 +219,8 @@ class InProcess(Transport):
             return engine.call(
                 lambda: {a: tuple(t.key for t in w.outstanding.values()) for a, w in engine.core.workers.items()}
             )
+        if question == "unfinished":
+            return engine.unfinished(*details)
         if question == "story":
             return engine.call(lambda: engine.core.story(*details))
         return engine.values.statistics()
@@ -241,17 +252,21 @@ class InThreads(InProcess):
         function: Function,  # noqa: ARG002  (only processes need the description)
         func: Callable[..., Any],
         args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+        kwargs: Mapping[str, Any] | None,
         inputs: Sequence[Task],
         digests: Any = None,  # noqa: ARG002
     ) -> tuple[Any, tuple[Task, ...]]:
-        return (func, args, dict(kwargs)), tuple(inputs)
+        call = (run_chunk, (func, *args), {}) if kwargs is None else (func, args, dict(kwargs))
+        return call, tuple(inputs)
 
     def put(self, value: Any, digest: bytes | None = None) -> Any:  # noqa: ARG002
         return Local(value)
 
     def load(self, outcome: Any, key: Any) -> Any:  # noqa: ARG002
         return outcome.value
+
+    def detach(self, outcome: Any) -> Any:
+        return outcome
 
     def type_of(self, outcome: Any) -> type | None:
         return type(outcome.value)

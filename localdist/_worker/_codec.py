@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from .._chunk import run_chunk
 from .._graph import bind, fill
 from .._serialize import blame, dump_error, load_function, pack, qualified_type, unpack
 from .._store._segment import SegmentReader, SegmentWriter, Stored
@@ -94,11 +95,12 @@ class ProcessCodec:
         try:
             with unpickling:
                 args, kwargs = unpack(stream, buffers)
-        except Exception as e:
+        except BaseException as e:
             raise DeserializationError("argument", item.key, f"{type(e).__name__}: {e}") from e
         finally:
             bind(())
-        return function.get(item.key), args, kwargs
+        called = function.get(item.key)
+        return (called, args, kwargs) if kwargs is not None else (run_chunk, (called, *args), {})
 
     def _open(self, item: Item) -> list[list[memoryview]]:
         """Map every stored input; what was granted and is not mapped, because of an error, counts as unmapped."""

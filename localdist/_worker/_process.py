@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import pickle
@@ -18,6 +19,7 @@ from typing import Any, NoReturn
 
 from .._pipe import FrameReader, FrameWriter
 from .._serialize import dump_error, pack_whole, unpack
+from .._store._begun import BegunTable
 from .._store._segment import Folders, SegmentReader, SegmentWriter, remove_folders
 from .._wire import REPLY, Control, Item, ReplyKind
 from ._codec import LoadedFunction, ProcessCodec
@@ -36,6 +38,8 @@ class Settings:
     name: Any
     slots: int
     folders: Folders
+    #: path of the table of what its slots have begun, if there is one
+    begun: str | None = None
     #: whether the first frame on the task pipe is a pickled (function, args) to call first of all
     initializer: bool = False
 
@@ -158,7 +162,13 @@ class Service:
         self._channel.reply(ReplyKind.RAN, number, 0.0, stream)
 
 
-def main(settings: Settings, tasks: Connection, control: Connection, replies: Connection) -> None:
+def main(
+    settings: Settings,
+    tasks: Connection,
+    control: Connection,
+    replies: Connection,
+    carrier: object,  # noqa: ARG001  (it had to be pickled together with the others)
+) -> None:
     """Run a worker until its client closes the task pipe."""
     _ignore_interrupts()
     out = FrameWriter(replies)
@@ -177,15 +187,18 @@ def main(settings: Settings, tasks: Connection, control: Connection, replies: Co
         channel = PipeChannel(reader, out, writer, leave)
         codec = ProcessCodec(writer, SegmentReader(channel.unmapped.append), channel.unmapped.append)
         handle = WorkerHandle(settings.address, settings.name, os.getpid(), settings.folders.disk)
-        runner = Runner(channel, codec, handle, settings.slots)
+        begun = (
+            [0] * settings.slots if settings.begun is None else BegunTable.open(settings.begun, settings.slots).slots
+        )
+        runner = Runner(channel, codec, handle, begun)
         # From here on the end of the client is noticed, even while the initializer runs.
         service = Service(FrameReader(control), channel, runner, leave)
         thread = threading.Thread(target=service.serve, name="localdist-service", daemon=True)
         thread.start()
         if settings.initializer:
             _initialize(reader)
-    except BaseException:  # noqa: BLE001  (whatever it is, the client has to hear of it)
-        payload = traceback.format_exc().encode(errors="backslashreplace")
+    except BaseException as error:  # noqa: BLE001  (whatever it is, the client has to hear of it)
+        payload = pickle.dumps((traceback.format_exc(), dump_error(error, None)), 5)
         with contextlib.suppress(OSError):
             out.write(REPLY.pack(_HEADER + len(payload), ReplyKind.FAILED_TO_START, 0, 0.0) + payload)
         for stream in (sys.stdout, sys.stderr):
@@ -212,4 +225,9 @@ def _initialize(reader: FrameReader) -> None:
         if frames is None:
             raise EOFError("the client is gone")
     function, args = unpack(frames[0])
-    function(*args)
+    try:
+        function(*args)
+    except BaseException:
+        # As the standard library's pool does it: whoever collects the logs of workers finds it there.
+        logging.getLogger("concurrent.futures").critical("Exception in initializer:", exc_info=True)
+        raise

@@ -37,13 +37,19 @@ class Channel(Protocol):
 
 
 class Runner:
-    """Runs the tasks of one worker in `slots` threads."""
+    """Runs the tasks of one worker, each of its slots in a thread.
 
-    def __init__(self, channel: Channel, codec: Codec, handle: WorkerHandle, slots: int) -> None:
+    `begun` has a place for each slot, where the number of the task that it begins is written.
+    """
+
+    def __init__(
+        self, channel: Channel, codec: Codec, handle: WorkerHandle, begun: list[int] | memoryview[int]
+    ) -> None:
         self.channel = channel
         self.codec = codec
         self.handle = handle
-        self.slots = slots
+        self.begun = begun
+        self.slots = len(begun)
         #: items that have arrived and have not begun, oldest first
         self.queue: deque[Item] = deque()
         #: seqs that must not begin
@@ -54,12 +60,12 @@ class Runner:
     def run(self) -> None:
         """Run tasks in this thread, and in `slots` - 1 further ones, until the channel ends."""
         others = [
-            threading.Thread(target=self._slot, name=f"localdist-slot-{self.handle.name}-{i}", daemon=True)
+            threading.Thread(target=self._slot, args=(i,), name=f"localdist-slot-{self.handle.name}-{i}", daemon=True)
             for i in range(1, self.slots)
         ]
         for thread in others:
             thread.start()
-        self._slot()
+        self._slot(0)
         for thread in others:
             thread.join()
 
@@ -111,8 +117,9 @@ class Runner:
                     self.queue.extend(items[1:])
                     return items[0]
 
-    def _slot(self) -> None:
+    def _slot(self, number: int) -> None:
         current.runner = self
+        begun = self.begun
         run_one = self.run_one
         cancelled = self._cancelled
         while (item := self._next()) is not None:
@@ -120,6 +127,7 @@ class Runner:
                 self._give_back(item)
                 self.channel.reply(ReplyKind.RECALLED, 0, 0.0, ([item.seq], False))
             else:
+                begun[number] = item.seq
                 run_one(item)
             del item  # its arguments shall not live until the next task comes
 

@@ -58,7 +58,7 @@ class Running:
     def __init__(self, slots):
         self.channel = MemoryChannel()
         self.handle = WorkerHandle("address", "name", 1, "folder")
-        self.runner = Runner(self.channel, ThreadCodec(), self.handle, slots)
+        self.runner = Runner(self.channel, ThreadCodec(), self.handle, [0] * slots)
         self.thread = threading.Thread(target=self.runner.run)
         self.thread.start()
 

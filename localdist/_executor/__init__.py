@@ -1,0 +1,1 @@
+"""`Executor`: the face of `concurrent.futures`, over workers of its own or those of a `Client`."""
