@@ -99,6 +99,12 @@ class Endings(Express):
             self._ended.wait()
         self._thread.join()
 
+    def forked(self) -> None:
+        """Be dead in a forked process: the thread that would say so is not here."""
+        super().forked()
+        self._ended = threading.Event()  # that of the parent may be locked
+        self._ended.set()
+
     # -- for those who wait for an end
 
     def withdraw(self, tasks: Sequence[Task], reason: str, *, wait: bool) -> None:
