@@ -43,8 +43,8 @@ class Settings:
     initializer: Initializer = None
     #: how many tasks a worker runs before another takes its place
     max_tasks: float = float("inf")
-    #: True, as in the standard library's pool: a worker is started when a task waits and none is free, and when one
-    #: cannot start, nothing runs any more
+    #: True, as in the standard library's pool: a worker is started when a task waits and none is free; when one cannot
+    #: start, nothing runs any more; and functions of ``__main__`` share in a worker what they set there
     on_demand: bool = False
 
 
@@ -124,7 +124,12 @@ class Crew:
             self.changed = True
             return
         told = WorkerSettings(
-            address, name, record.slots, self._values.folders, initializer=settings.initializer is not None
+            address,
+            name,
+            record.slots,
+            self._values.folders,
+            shared_globals=settings.on_demand,
+            initializer=settings.initializer is not None,
         )
         try:
             process = ProcessWorker(record, told, self._environment, settings.initializer)

@@ -9,13 +9,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections import OrderedDict
+from collections import ChainMap, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from io import BytesIO
 from itertools import islice
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
-from typing import TYPE_CHECKING, Any
+from multiprocessing.reduction import ForkingPickler
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .._pipe import FrameReader, PatientWriter, Poller, frame
 from .._schedule.records import Task, Worker
@@ -117,9 +119,15 @@ class _Carrier:
         self.pickled = b""
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        from loky.backend.reduction import dumps
+        from cloudpickle import Pickler
 
-        self.pickled = bytes(dumps(self._initializer))
+        class SpawnPickler(Pickler):  # type: ignore[misc]  # cloudpickle has no type hints
+            # How multiprocessing's own things travel is known to its own pickler only.
+            dispatch_table: ClassVar[Any] = ChainMap(ForkingPickler._extra_reducers, Pickler.dispatch_table)  # type: ignore[attr-defined]
+
+        with BytesIO() as file:
+            SpawnPickler(file, protocol=5).dump(self._initializer)
+            self.pickled = file.getvalue()
         return object, ()  # the pickle itself goes another way
 
 

@@ -39,7 +39,7 @@ class BrokenPoolError(WorkerStartError, BrokenProcessPool):
     """
 
     def __str__(self) -> str:
-        return f"the executor is broken: {super().__str__()}"
+        return f"this executor can make no calls: {super().__str__()}"
 
 
 class AbortedError(BrokenProcessPool):

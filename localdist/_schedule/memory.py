@@ -71,7 +71,7 @@ class Memory:
         task.state = after
 
     def live_tasks(self) -> list[Task]:
-        """List the tasks that a key leads to, and those that only these need: data, and what has lost its key; no twins.
+        """List the tasks that a key leads to and those that only these need: data, and what has lost its key; no twins.
 
         Takes time in proportion to all of them.
         """

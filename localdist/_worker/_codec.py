@@ -5,6 +5,7 @@ from __future__ import annotations
 import marshal
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from .._chunk import run_chunk
@@ -13,6 +14,7 @@ from .._serialize import blame, dump_error, load_function, pack, qualified_type,
 from .._store._segment import SegmentReader, SegmentWriter, Stored
 from .._wire import INLINE_MAX, Item, Local, ReplyKind
 from ..errors import DeserializationError, LocaldistError, SerializationError
+from ._globals import SharedGlobals, may_set_globals, scope_of
 
 #: First byte of arguments that are plain atoms: a tuple in marshal's format. A pickle begins with 0x80.
 _MARSHALLED = ord("(")
@@ -40,26 +42,47 @@ unpickling = threading.RLock()
 
 
 class LoadedFunction:
-    """A function that the scheduler sent, unpickled when it is first called."""
+    """A function that the scheduler sent, unpickled when it is first called.
 
-    __slots__ = ("_keep", "_loaded", "_pickled")
+    Args:
+        pickled: what `load_function` takes.
+        keep: whether one copy may serve many calls.
+        shared: what such functions have set in this process, if they are to share it.
+    """
 
-    def __init__(self, pickled: bytes, keep: bool) -> None:
+    __slots__ = ("_keep", "_loaded", "_pickled", "_scope", "_sets", "_shared")
+
+    def __init__(self, pickled: bytes, keep: bool, shared: SharedGlobals | None = None) -> None:
         self._pickled = pickled
         self._keep = keep
+        self._shared = shared
+        #: its globals, if it came by value, and whether it may set any
+        self._scope: dict[str, Any] | None = None
+        self._sets = False
         self._loaded: Callable[..., Any] | None = None
 
     def get(self, key: Any) -> Callable[..., Any]:
         """Return the function: a fresh copy if it carries state, so that tasks share none."""
         function = self._loaded
         if function is None:
-            try:
-                with unpickling:
-                    function = load_function(self._pickled)
-            except Exception as e:
-                raise DeserializationError("function", key, f"{type(e).__name__}: {e}") from e
-            if self._keep:
-                self._loaded = function
+            function = self._load(key)
+        scope = self._scope
+        if scope is not None and self._shared is not None and (self._sets or self._shared.concerns(scope)):
+            return partial(self._shared.call, function, scope)
+        return function
+
+    def _load(self, key: Any) -> Callable[..., Any]:
+        function: Callable[..., Any]
+        try:
+            with unpickling:
+                function = load_function(self._pickled)
+        except Exception as e:
+            raise DeserializationError("function", key, f"{type(e).__name__}: {e}") from e
+        if self._shared is not None:
+            self._scope = scope_of(function)
+            self._sets = self._scope is not None and may_set_globals(function, self._scope)
+        if self._keep:
+            self._loaded = function
         return function
 
 

@@ -14,6 +14,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
@@ -24,6 +25,7 @@ from .._store._segment import Folders, SegmentReader, SegmentWriter, remove_fold
 from .._wire import REPLY, Control, Item, ReplyKind
 from ._codec import LoadedFunction, ProcessCodec
 from ._context import WorkerHandle
+from ._globals import SharedGlobals, scope_of
 from ._runner import Runner
 
 #: Bytes of the reply's header that the frame's length counts.
@@ -40,6 +42,8 @@ class Settings:
     folders: Folders
     #: path of the table of what its slots have begun, if there is one
     begun: str | None = None
+    #: whether functions that travel by value share the globals that they set
+    shared_globals: bool = False
     #: whether the first frame on the task pipe is a pickled (function, args) to call first of all
     initializer: bool = False
 
@@ -48,13 +52,19 @@ class PipeChannel:
     """The worker's side of the task pipe and the reply pipe."""
 
     def __init__(
-        self, tasks: FrameReader, replies: FrameWriter, writer: SegmentWriter, on_orphaned: Callable[[], NoReturn]
+        self,
+        tasks: FrameReader,
+        replies: FrameWriter,
+        writer: SegmentWriter,
+        on_orphaned: Callable[[], NoReturn],
+        shared: SharedGlobals | None,
     ) -> None:
         self._tasks = tasks
         self._replies = replies
         #: ends the process, since nobody is left to report to
         self._on_orphaned = on_orphaned
         self._segments = writer
+        self._shared = shared
         self._functions: dict[int, LoadedFunction] = {}
         #: segments whose mapping is gone since the last reply; appended to by finalizers
         self.unmapped: deque[str] = deque()
@@ -75,7 +85,7 @@ class PipeChannel:
         new, forget, lines = pickle.loads(body)  # see `Batch`
         functions = self._functions
         for number, pickled, keep in new:
-            functions[number] = LoadedFunction(pickled, keep)
+            functions[number] = LoadedFunction(pickled, keep, self._shared)
         # Resolved now: an id may be forgotten by a later message while its tasks still wait.
         items = [
             Item(seq, key, functions[number], payload, parts, inputs)
@@ -184,7 +194,8 @@ def main(
         writer = SegmentWriter(
             settings.folders, prefix, on_spill=lambda text: channel.reply(ReplyKind.WARNING, 0, 0.0, text.encode())
         )
-        channel = PipeChannel(reader, out, writer, leave)
+        shared = SharedGlobals() if settings.shared_globals else None
+        channel = PipeChannel(reader, out, writer, leave, shared)
         codec = ProcessCodec(writer, SegmentReader(channel.unmapped.append), channel.unmapped.append)
         handle = WorkerHandle(settings.address, settings.name, os.getpid(), settings.folders.disk)
         begun = (
@@ -196,7 +207,7 @@ def main(
         thread = threading.Thread(target=service.serve, name="localdist-service", daemon=True)
         thread.start()
         if settings.initializer:
-            _initialize(reader)
+            _initialize(reader, shared)
     except BaseException as error:  # noqa: BLE001  (whatever it is, the client has to hear of it)
         payload = pickle.dumps((traceback.format_exc(), dump_error(error, None)), 5)
         with contextlib.suppress(OSError):
@@ -220,11 +231,14 @@ def _ignore_interrupts() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
-def _initialize(reader: FrameReader) -> None:
+def _initialize(reader: FrameReader, shared: SharedGlobals | None) -> None:
     while not (frames := reader.read()):
         if frames is None:
             raise EOFError("the client is gone")
     function, args = unpack(frames[0])
+    scope = scope_of(function)
+    if shared is not None and scope is not None:
+        function = partial(shared.call, function, scope)
     try:
         function(*args)
     except BaseException:

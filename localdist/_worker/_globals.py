@@ -1,0 +1,75 @@
+"""Global variables of functions that travel by value: what one of them sets in a worker, the others see there.
+
+Each such function arrives with a dictionary of its own, which holds what its globals were where it was sent. Programs
+for the standard library's pool expect of functions of ``__main__`` what is true of those of any other module: a global
+that the initializer sets is there in the calls, and one that a call sets (a model, a connection) is there in the next.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from opcode import opmap
+from types import CodeType, FunctionType, MethodType
+from typing import Any
+
+_STORE_GLOBAL = opmap["STORE_GLOBAL"]
+
+
+class SharedGlobals:
+    """What functions that travel by value have set in this process, by the name of their module."""
+
+    def __init__(self) -> None:
+        self._modules: dict[str, dict[str, Any]] = {}
+
+    def call(self, function: Callable[..., Any], scope: dict[str, Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Call a function, whose globals are `scope`, with what others have set, and keep what it sets itself."""
+        known = self._modules.setdefault(scope.get("__name__", "__main__"), {})
+        scope.update(known)
+        before = dict(scope)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            for name, value in scope.items():
+                if name not in before or before[name] is not value:
+                    known[name] = value
+
+    def concerns(self, scope: dict[str, Any]) -> bool:
+        """Say whether anything was set that functions with these globals should see."""
+        return bool(self._modules.get(scope.get("__name__", "__main__")))
+
+
+def scope_of(function: Any) -> dict[str, Any] | None:
+    """Return the globals of a callable that came by value; None where they are those of a module, or none at all."""
+    while True:
+        if isinstance(function, partial):
+            function = function.func
+        elif isinstance(function, MethodType):
+            function = function.__func__
+        elif isinstance(function, FunctionType):
+            module = sys.modules.get(function.__module__)
+            return None if module is not None and function.__globals__ is module.__dict__ else function.__globals__
+        else:
+            function = type(function).__dict__.get("__call__")
+            if not isinstance(function, FunctionType):
+                return None
+
+
+def may_set_globals(function: Any, scope: dict[str, Any]) -> bool:
+    """Say whether a callable, or a function that shares its globals, which are `scope`, may set one of them."""
+    while isinstance(function, (partial, MethodType)):
+        function = function.func if isinstance(function, partial) else function.__func__
+    if not isinstance(function, FunctionType):
+        return True  # some method of an object
+    return any(
+        isinstance(value, FunctionType) and value.__globals__ is scope and _stores(value.__code__)
+        for value in (function, *scope.values())
+    )
+
+
+def _stores(code: CodeType) -> bool:
+    # What stands between the instructions may look like one: then the answer is a needless yes.
+    return _STORE_GLOBAL in code.co_code[::2] or any(
+        isinstance(constant, CodeType) and _stores(constant) for constant in code.co_consts
+    )
