@@ -118,8 +118,9 @@ def _cloudpickled(obj: object, in_band: Callable[[PickleBuffer], bool] | None) -
 
 def _by_value_modules() -> Iterable[str]:
     """Return the modules that the user told cloudpickle to send by value; none while cloudpickle is not loaded."""
-    cloudpickle = sys.modules.get("cloudpickle")
-    return cloudpickle.list_registry_pickle_by_value() if cloudpickle is not None else ()
+    # While another thread imports it, it is there and has no content.
+    registry = getattr(sys.modules.get("cloudpickle"), "list_registry_pickle_by_value", None)
+    return registry() if registry is not None else ()
 
 
 def qualified_type(obj: object) -> str:

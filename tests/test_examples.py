@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import errno
+import hashlib
 import importlib.util
+import math
 import os
 import re
 import subprocess
@@ -57,6 +60,35 @@ ENTRIES = {
             r"parallel: \d+\.\d\d s on 2 workers, their start included",
             r"serial:   \d+\.\d\d s, .*",
             r"check:    both results are equal",
+        ),
+    ),
+    "checksums.py": Entry(
+        ("--check", "--workers", "2", os.path.join(STDLIB, "email")),
+        (
+            rf"\d\d files below {re.escape(os.path.join(STDLIB, 'email'))}, 0\.\d MB",
+            r"\.py +\d\d +\d+,\d{3} +\d\d,\d{3} +\d{3},\d{3}",
+            r"files that exist more than once: 0",
+            r"files that could not be read: 0",
+            r"localdist: \d+\.\d\d s, the start of workers included",
+            r"concurrent\.futures: \d+\.\d\d s, the start of workers included",
+            r"check: both results are equal",
+        ),
+    ),
+    "service.py": Entry(
+        (),
+        (
+            r" +\d\.\d\d s  2\*\*47 - 1: the client hung up",
+            r" +\d\.\d\d s  2\*\*89 - 1: no answer within 1 s",
+            r" +\d+\.\d\d s  2\*\*31 - 1: sorry, the process that worked on it died",
+            r" +\d+\.\d\d s  2\*\*49 - 1: 127 x 4432676798593",
+            r" +\d+\.\d\d s  2\*\*53 - 1: 6361 x 69431 x 20394401",
+            r" +\d+\.\d\d s  2\*\*57 - 1: 7 x 32377 x 524287 x 1212847",
+            r" +\d+\.\d\d s  2\*\*59 - 1: 179951 x 3203431780337",
+            r" +\d+\.\d\d s  2\*\*69 - 1: 7 x 47 x 178481 x 10052678938039",
+            r"the executor goes on:",
+            r" +\d+\.\d\d s  2\*\*41 - 1: 13367 x 164511353",
+            r"\d+ heartbeats, the latest \d+ ms late",
+            r"closed",
         ),
     ),
 }
@@ -219,6 +251,72 @@ def test_arrays_fails_when_a_result_is_wrong(
     monkeypatch.setattr(arrays, "analyse", analyse_wrongly)
     assert arrays.main(["--megabytes", "1", "--workers", "1"]) == 1
     assert "verify: FAILED against plain NumPy" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["localdist", "concurrent.futures"])
+def test_checksums_finds_duplicates_on_either_pool(pool: str, tmp_path: Path) -> None:
+    """Equal files are one group, the largest first; empty ones and those of equal size alone are none."""
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    contents = {"a.txt": "one two\nthree\n", "b.txt": "one two\nthree\n", "c.txt": "one two\nthre3\n", "d.txt": ""}
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content, encoding="utf-8", newline="\n")
+    for folder in (tmp_path, inside):
+        (folder / "large").write_bytes(b"\0" * 100_000)
+        (folder / "empty").write_bytes(b"")
+    option = ["--stdlib"] if pool == "concurrent.futures" else []
+    done = run(str(EXAMPLES / "checksums.py"), "--workers", "2", *option, str(tmp_path), cwd=tmp_path)
+    assert done.stderr == ""
+    assert done.returncode == 0
+    assert re.search(r"^\.txt +4 +6 +9 +42$", done.stdout, flags=re.MULTILINE)
+    assert re.search(r"^\(none\) +4 +0 +2 +200,000$", done.stdout, flags=re.MULTILINE)
+    found = done.stdout.split("files that exist more than once: 2\n")[1].split("\n\n")[0]
+    assert found.splitlines() == [f"  {Path('inside', 'large')} = large", "  a.txt = b.txt"]
+    assert re.search(rf"^{re.escape(pool)}: \d", done.stdout, flags=re.MULTILINE)
+    assert "check:" not in done.stdout
+
+
+def test_checksums_reads_files_as_they_are(tmp_path: Path) -> None:
+    """A summary has the file's own numbers, or the reason why it could not be read; equal means byte by byte."""
+    checksums = load("checksums")
+    one, same, other = (tmp_path / name for name in ("one", "same", "other"))
+    one.write_bytes(b"a b\nc\n")
+    same.write_bytes(b"a b\nc\n")
+    other.write_bytes(b"a b\nd\n")
+    digest = hashlib.sha256(b"a b\nc\n").hexdigest()
+    assert checksums.summarize(str(one)) == (str(one), 6, 2, 3, digest, "")
+    missing = checksums.summarize(str(tmp_path / "missing"))
+    assert missing[1:] == (0, 0, 0, "", os.strerror(errno.ENOENT))
+    assert checksums.equal_files([str(one), str(other), str(same)]) == [str(one), str(same)]
+    text = checksums.report(checksums.Found([missing], []), str(tmp_path))
+    assert text.endswith(f"files that could not be read: 1\n  missing: {os.strerror(errno.ENOENT)}")
+
+
+@pytest.mark.parametrize("field", ["summaries", "duplicates"])
+def test_checksums_check_fails_on_any_difference(
+    field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With ``--check``, pools that differ in anything end the example with exit code 1; nothing to read with 2."""
+    checksums = load("checksums")
+    assert checksums.main([str(tmp_path)]) == 2
+    (tmp_path / "file").write_bytes(b"content")
+    summary = checksums.summarize(str(tmp_path / "file"))
+    right = checksums.Found([summary], [["file", "copy"]])
+    found = iter([right, right, right, right._replace(**{field: []})])
+    monkeypatch.setattr(checksums, "examine", lambda *_: next(found))
+    assert checksums.main(["--check", str(tmp_path)]) == 0
+    assert checksums.main(["--check", str(tmp_path)]) == 1
+    assert capsys.readouterr().out.endswith("check: FAILED, the results differ\n")
+
+
+def test_service_factors_numbers() -> None:
+    """What the service tells its clients is true."""
+    service = load("service")
+    for number in range(2, 2_000):
+        factors = service.factorize(number)
+        assert math.prod(factors) == number
+        assert all(factor % smaller for factor in factors for smaller in range(2, factor))
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 from localdist.bench._measure import MEASURE, Bench, Reading, warm_up
-from localdist.bench._peers import PEERS
+from localdist.bench._peers import PEERS, adapter
 from localdist.bench._rows import MEASUREMENTS, QUICK, USUAL
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ def _private_stdout() -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure one peer and write what was found, as this module's docstring says. Return 0 when all went well.
 
-    Measurements that want a peer that is not started (`start`, `import`, `core-...`) must come alone.
+    Measurements that want a peer that is not started (`start`, `import`, `core-...`) must come alone, and those of
+    localdist's `Executor` not with those of its `Client`.
     """
     parser = argparse.ArgumentParser(prog="localdist.bench._child")
     parser.add_argument("peer", choices=list(PEERS))
@@ -47,9 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def say(**line: object) -> None:
         os.write(descriptor, json.dumps(line).encode() + b"\n")
 
-    peer = PEERS[options.peer]()
-    bench = Bench(peer, (QUICK if options.quick else USUAL).limited(peer.limits), options.workers)
     names: list[str] = options.measurements
+    peer = adapter(options.peer, executor=any(MEASUREMENTS[name].executor for name in names))()
+    bench = Bench(peer, (QUICK if options.quick else USUAL).limited(peer.limits), options.workers)
     started = any(MEASUREMENTS[name].started for name in names)
     failed = False
     if started:

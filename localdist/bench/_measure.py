@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Final, cast
 
 import psutil
 
-from localdist.bench._peers import FuturesPeer, Peer
-from localdist.bench._rows import COUNTS, Sizes
+from localdist.bench._peers import ChunkingPeer, FuturesPeer, Peer
+from localdist.bench._rows import COUNTS, EXECUTOR, MEASUREMENTS, Sizes
 from localdist.bench._work import (
     add,
     ends,
@@ -134,6 +134,22 @@ def _map(bench: Bench) -> Reading:
         return count / seconds
 
     return Reading({"map": _samples(bench, once)}, {"map": {"tasks": count}})
+
+
+def _chunks(bench: Bench) -> Reading:
+    peer, count, chunksize = bench.peer, bench.sizes.chunks, bench.sizes.chunksize
+    if not isinstance(peer, ChunkingPeer):  # `Peer.skips` should have said so
+        raise TypeError(f"{peer.name} has no chunks")
+
+    def once() -> float:
+        numbers = bench.fresh(count)
+        began = perf_counter()
+        results = peer.map(inc, numbers, chunksize)
+        seconds = perf_counter() - began
+        _check(results, [i + 1 for i in numbers])
+        return count / seconds
+
+    return Reading({"chunks": _samples(bench, once)}, {"chunks": {"tasks": count, "chunksize": chunksize}})
 
 
 def _roundtrip(bench: Bench) -> Reading:
@@ -336,10 +352,24 @@ def _with(label: str, measure: Callable[[Bench, str], Reading]) -> Callable[[Ben
     return lambda bench: measure(bench, label)
 
 
-MEASURE: Final[Mapping[str, Callable[[Bench], Reading]]] = MappingProxyType(
+def _renamed(measure: Callable[[Bench], Reading]) -> Callable[[Bench], Reading]:
+    """Return the measurement with the names of the rows in which localdist takes part with its `Executor`."""
+
+    def renamed(bench: Bench) -> Reading:
+        reading = measure(bench)
+        return Reading(
+            {EXECUTOR + row: samples for row, samples in reading.samples.items()},
+            {EXECUTOR + row: facts for row, facts in reading.facts.items()},
+        )
+
+    return renamed
+
+
+_WORK: Final[Mapping[str, Callable[[Bench], Reading]]] = MappingProxyType(
     {
         "submit": _submit,
         "map": _map,
+        "chunks": _chunks,
         "roundtrip": _roundtrip,
         "result": _result,
         "argument": _argument,
@@ -351,5 +381,9 @@ MEASURE: Final[Mapping[str, Callable[[Bench], Reading]]] = MappingProxyType(
         **{f"memory-{label}": _with(label, _memory) for label in COUNTS},
         **{f"core-{label}": _with(label, _core) for label in COUNTS},
     }
+)
+
+MEASURE: Final[Mapping[str, Callable[[Bench], Reading]]] = MappingProxyType(
+    {name: _renamed(_WORK[m.work]) if m.executor else _WORK[name] for name, m in MEASUREMENTS.items()}
 )
 """The function for each measurement of `_rows.MEASUREMENTS`."""

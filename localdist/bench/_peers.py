@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-__all__ = ["PEERS", "FuturesPeer", "Peer"]
+__all__ = ["PEERS", "ChunkingPeer", "FuturesPeer", "Peer", "adapter"]
 
 _NO_DEPENDENCIES = "takes no futures as arguments"
+_NO_CHUNKS = "has no chunks of a given size"
 # A peer that pickles arrays needs half a minute for fifty of 200 MB; fewer show the rate, and there is no warm state.
 _COPIES = MappingProxyType({"broadcast": 5, "arrays": 3, "warm_arrays": 1})
 
@@ -111,6 +112,16 @@ class FuturesPeer(Peer):
         return self.gather([self.submit(function, *args) for args in calls])
 
 
+class ChunkingPeer(FuturesPeer):
+    """A pool: it can send many calls to a worker at once, and takes no futures as arguments."""
+
+    skips: ClassVar[Mapping[str, str]] = {"chain": _NO_DEPENDENCIES, "tree": _NO_DEPENDENCIES}
+
+    @abstractmethod
+    def map(self, function: Callable[..., Any], values: Iterable[Any], chunksize: int = 1) -> list[Any]:
+        """Run one call for each value, `chunksize` of them in one task, and return all results."""
+
+
 class Localdist(FuturesPeer):
     """This project. Arguments of the tasks are all different, so that pure calls share nothing."""
 
@@ -146,11 +157,14 @@ class Localdist(FuturesPeer):
         return self.gather(self._client.map(function, values))
 
 
-class _ExecutorPeer(FuturesPeer):
-    """A `concurrent.futures.Executor`."""
+class _ExecutorPeer(ChunkingPeer):
+    """A `concurrent.futures.Executor`, made by `load` as `_new`."""
 
-    skips: ClassVar[Mapping[str, str]] = {"chain": _NO_DEPENDENCIES, "tree": _NO_DEPENDENCIES}
+    _new: Callable[..., Any]
     _executor: Any
+
+    def start(self, workers: int) -> None:
+        self._executor = self._new(workers)
 
     def close(self) -> None:
         self._executor.shutdown(wait=True)
@@ -161,8 +175,20 @@ class _ExecutorPeer(FuturesPeer):
     def gather(self, futures: Sequence[Any]) -> list[Any]:
         return [future.result() for future in futures]
 
-    def map(self, function: Callable[..., Any], values: Iterable[Any]) -> list[Any]:
-        return list(self._executor.map(function, values, chunksize=1))
+    def map(self, function: Callable[..., Any], values: Iterable[Any], chunksize: int = 1) -> list[Any]:
+        return list(self._executor.map(function, values, chunksize=chunksize))
+
+
+class LocaldistExecutor(_ExecutorPeer):
+    """This project's drop-in for the standard library's pool: stands for localdist in the rows `executor-...`."""
+
+    name = "localdist"
+    module = "localdist"
+    use = "from localdist import Executor"
+    distribution = "localdist"
+
+    def load(self) -> None:
+        self._new = import_module("localdist").Executor
 
 
 class Stdlib(_ExecutorPeer):
@@ -175,9 +201,6 @@ class Stdlib(_ExecutorPeer):
 
     def load(self) -> None:
         self._new = import_module("concurrent.futures").ProcessPoolExecutor
-
-    def start(self, workers: int) -> None:
-        self._executor = self._new(workers)
 
 
 class Loky(_ExecutorPeer):
@@ -196,14 +219,13 @@ class Loky(_ExecutorPeer):
         self._executor = self._new(max_workers=workers)
 
 
-class MultiprocessingPool(FuturesPeer):
+class MultiprocessingPool(ChunkingPeer):
     """`multiprocessing.Pool`, with the platform's default way of starting processes."""
 
     name = "mp.Pool"
     module = "multiprocessing.pool"
     use = "from multiprocessing import Pool; import multiprocessing.pool"
     limits: ClassVar[Mapping[str, int]] = _COPIES
-    skips: ClassVar[Mapping[str, str]] = {"chain": _NO_DEPENDENCIES, "tree": _NO_DEPENDENCIES}
 
     def load(self) -> None:
         self._new = import_module("multiprocessing.pool").Pool
@@ -221,8 +243,8 @@ class MultiprocessingPool(FuturesPeer):
     def gather(self, futures: Sequence[Any]) -> list[Any]:
         return [future.get() for future in futures]
 
-    def map(self, function: Callable[..., Any], values: Iterable[Any]) -> list[Any]:
-        results: list[Any] = self._pool.map(function, values, chunksize=1)
+    def map(self, function: Callable[..., Any], values: Iterable[Any], chunksize: int = 1) -> list[Any]:
+        results: list[Any] = self._pool.map(function, values, chunksize=chunksize)
         return results
 
 
@@ -234,9 +256,10 @@ class Joblib(Peer):
     use = "from joblib import Parallel, delayed"
     distribution = "joblib"
     limits: ClassVar[Mapping[str, int]] = {"map": 20_000, "roundtrip": 200, "arrays": 3, "warm_arrays": 3}
-    skips: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("submit", "chain", "tree", "memory-10k", "memory-100k", "memory-1m"), "has no futures"
-    )
+    skips: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("submit", "chain", "tree", "memory-10k", "memory-100k", "memory-1m"), "has no futures"),
+        "executor-chunks": "sizes its batches itself",
+    }
 
     def load(self) -> None:
         self._joblib = import_module("joblib")
@@ -273,7 +296,10 @@ class DaskDistributed(FuturesPeer):
         "chain": 100,
         "tree": 511,
     }
-    skips: ClassVar[Mapping[str, str]] = dict.fromkeys(("memory-100k", "memory-1m"), "takes minutes")
+    skips: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("memory-100k", "memory-1m"), "takes minutes"),
+        "executor-chunks": _NO_CHUNKS,
+    }
 
     def load(self) -> None:
         self._distributed = import_module("distributed")
@@ -310,7 +336,10 @@ class Ray(FuturesPeer):
     use = "import ray"
     distribution = "ray"
     limits: ClassVar[Mapping[str, int]] = {"map": 5_000}
-    skips: ClassVar[Mapping[str, str]] = dict.fromkeys(("memory-100k", "memory-1m"), "takes minutes")
+    skips: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("memory-100k", "memory-1m"), "takes minutes"),
+        "executor-chunks": _NO_CHUNKS,
+    }
     slow_start = True
 
     def load(self) -> None:
@@ -347,4 +376,9 @@ class Ray(FuturesPeer):
 _ALL: tuple[type[Peer], ...] = (Localdist, Stdlib, MultiprocessingPool, Loky, Joblib, DaskDistributed, Ray)
 
 PEERS: Final[Mapping[str, type[Peer]]] = MappingProxyType({peer.name: peer for peer in _ALL})
-"""All adapters by name, localdist first."""
+"""All peers by name, localdist first."""
+
+
+def adapter(name: str, *, executor: bool) -> type[Peer]:
+    """Return the adapter of the peer `name`; with `executor`, localdist's is the one for its `Executor`."""
+    return LocaldistExecutor if executor and name == LocaldistExecutor.name else PEERS[name]

@@ -10,14 +10,33 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["COUNTS", "MEASUREMENTS", "QUICK", "USUAL", "Goal", "Measurement", "Row", "Sizes", "rows_of", "select"]
+__all__ = [
+    "BEST_PEER",
+    "COUNTS",
+    "EXECUTOR",
+    "MEASUREMENTS",
+    "QUICK",
+    "USUAL",
+    "Goal",
+    "Measurement",
+    "Row",
+    "Sizes",
+    "rows_of",
+    "select",
+]
 
 OPERATORS: Final[Mapping[str, Callable[[float, float], bool]]] = MappingProxyType(
     {">=": operator.ge, ">": operator.gt, "<=": operator.le}
 )
 
+EXECUTOR: Final = "executor-"
+"""How the names of measurements and rows begin in which localdist takes part with its `Executor`."""
+
 COUNTS: Final[Mapping[str, int]] = MappingProxyType({"10k": 10_000, "100k": 100_000, "1m": 1_000_000})
 """Numbers of tasks at which memory and the core are measured, by the ending of the measurement's name."""
+
+BEST_PEER: Final = "the best peer"
+"""What a goal is compared with that names no peer: the peer that has the best figure of the row."""
 
 FLAT: Final = 1.25
 """How much more a task may cost among many than among 10,000 and still count as flat (dictionaries grow in steps)."""
@@ -25,7 +44,10 @@ FLAT: Final = 1.25
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """`figure <op> limit`; with `of`: `figure <op> limit * figure of that peer`, or of that other row of localdist."""
+    """`figure <op> limit`, or with `of`: `figure <op> limit * figure of that`.
+
+    `of` is a peer, or `BEST_PEER`, or the name of another row of localdist.
+    """
 
     op: str
     limit: float
@@ -76,6 +98,8 @@ class Measurement:
         full_only: True when it runs only with `--full`, as it takes minutes with slow peers.
         started: True when the function receives a peer that runs and is warm.
         localdist_only: True when there is nothing to compare with.
+        executor: True when localdist takes part with its `Executor` instead of its `Client`. The name then begins with
+            `EXECUTOR`.
     """
 
     name: str
@@ -86,6 +110,12 @@ class Measurement:
     full_only: bool = False
     started: bool = True
     localdist_only: bool = False
+    executor: bool = False
+
+    @property
+    def work(self) -> str:
+        """The name without `EXECUTOR`: of the measurement, if there is one, in which the peers do the same work."""
+        return self.name.removeprefix(EXECUTOR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +124,8 @@ class Sizes:
 
     Attributes:
         submit, map, roundtrip, chain, tree: tasks in one sample of that measurement (`tree`: a power of two less one).
+        chunks: calls in one sample of `executor-chunks`.
+        chunksize: of them in one task.
         broadcast: tasks that get the same array.
         nbytes: size of an array in bytes.
         arrays: arrays moved, one after the other, in one round.
@@ -107,6 +139,8 @@ class Sizes:
     roundtrip: int = 500
     chain: int = 1_000
     tree: int = 4_095
+    chunks: int = 2_000_000
+    chunksize: int = 5_000
     broadcast: int = 50
     nbytes: int = 200_000_000
     arrays: int = 5
@@ -126,6 +160,8 @@ QUICK: Final = Sizes(
     roundtrip=10,
     chain=20,
     tree=31,
+    chunks=1_000,
+    chunksize=50,
     broadcast=4,
     nbytes=2_000_000,
     arrays=2,
@@ -171,7 +207,16 @@ def _core(count: str) -> Measurement:
     )
 
 
-_ALL = (
+def _executor(like: Measurement, *goals: Goal) -> Measurement:
+    """Return the measurement of the same work with localdist's `Executor`; `goals` are those of its first row."""
+    first, *others = (
+        replace(row, name=EXECUTOR + row.name, work=f"{row.work}; localdist with its Executor", goals=())
+        for row in like.rows
+    )
+    return replace(like, name=EXECUTOR + like.name, rows=(replace(first, goals=goals), *others), executor=True)
+
+
+_CLIENT = (
     Measurement(
         "submit",
         (
@@ -291,7 +336,31 @@ _ALL = (
     *(_core(count) for count in COUNTS),
 )
 
-MEASUREMENTS: Final[Mapping[str, Measurement]] = MappingProxyType({m.name: m for m in _ALL})
+_OF = {m.name: m for m in _CLIENT}
+
+_EXECUTOR = (
+    _executor(_OF["submit"], Goal(">=", 5, "stdlib")),
+    _executor(_OF["map"], Goal(">=", 5, "stdlib")),
+    Measurement(
+        "executor-chunks",
+        (
+            Row(
+                "executor-chunks",
+                "calls/s",
+                True,
+                "map(inc, range(2_000_000), chunksize=5_000), the results as a list; localdist with its Executor",
+                (Goal(">=", 0.9, BEST_PEER),),
+            ),
+        ),
+        executor=True,
+    ),
+    _executor(_OF["roundtrip"], Goal("<=", 0.5, "stdlib")),
+    _executor(_OF["result"], Goal(">=", 10, "stdlib")),
+    _executor(_OF["argument"], Goal(">=", 10, "stdlib")),
+    _executor(_OF["start"], Goal("<=", 1.5, "loky")),
+)
+
+MEASUREMENTS: Final[Mapping[str, Measurement]] = MappingProxyType({m.name: m for m in (*_CLIENT, *_EXECUTOR)})
 """All there is, in the order of the table."""
 
 

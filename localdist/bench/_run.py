@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from localdist.bench._peers import PEERS
-from localdist.bench._rows import MEASUREMENTS, select
+from localdist.bench._rows import EXECUTOR, MEASUREMENTS, rows_of, select
 from localdist.bench._table import report, table
 
 if TYPE_CHECKING:
@@ -111,9 +111,11 @@ def _taking_part(settings: Settings, outcome: Outcome) -> dict[str, list[str]]:
         for name in names:
             if name in outcome.left_out or (MEASUREMENTS[name].localdist_only and peer_name != "localdist"):
                 continue
-            if name in peer.skips:
-                outcome.skipped.setdefault(name, {})[peer_name] = peer.skips[name]
-            else:
+            work = MEASUREMENTS[name].work
+            reason = peer.skips.get(name) or peer.skips.get(work)
+            if reason is not None:
+                outcome.skipped.setdefault(name, {})[peer_name] = reason
+            elif name == work or work not in names or peer_name == "localdist":
                 plan[peer_name].append(name)
     return plan
 
@@ -121,13 +123,26 @@ def _taking_part(settings: Settings, outcome: Outcome) -> dict[str, list[str]]:
 def _jobs(peer: str, names: Sequence[str], number: int) -> list[list[str]]:
     """Return the measurements of one peer in round `number` (from 0), as lists that share a process each."""
     together = [name for name in names if not MEASUREMENTS[name].own_process]
-    jobs = [together] if together else []
+    jobs = [together]
+    if peer == "localdist":  # two adapters
+        jobs = [[name for name in together if MEASUREMENTS[name].executor is executor] for executor in (False, True)]
     for name in names:
         measurement = MEASUREMENTS[name]
-        once = measurement.first_round_only or (name == "start" and PEERS[peer].slow_start)
+        is_start = measurement.work == "start"
+        once = measurement.first_round_only or (is_start and PEERS[peer].slow_start)
         if measurement.own_process and (number == 0 or not once):
-            jobs.extend([name] for _ in range(_STARTS if name == "start" and not once else 1))
-    return jobs
+            jobs.extend([name] for _ in range(_STARTS if is_start and not once else 1))
+    return [job for job in jobs if job]
+
+
+def _share(settings: Settings, outcome: Outcome) -> None:
+    """Copy the figures of peers into the rows of localdist's `Executor`, where they did the same work for another."""
+    for row in rows_of(settings.measurements):
+        work = row.name.removeprefix(EXECUTOR)
+        for peer, samples in outcome.samples.get(work, {}).items():
+            if work != row.name and peer != "localdist":
+                outcome.samples.setdefault(row.name, {})[peer] = samples
+                outcome.facts.setdefault(row.name, {})[peer] = outcome.facts.get(work, {}).get(peer, {})
 
 
 def run(settings: Settings, progress: Callable[[str], None]) -> Outcome:
@@ -150,6 +165,7 @@ def run(settings: Settings, progress: Callable[[str], None]) -> Outcome:
             for names in _jobs(peer, plan[peer], number):
                 _run_child(peer, names, settings, outcome)
             progress(f"round {number + 1} of {settings.rounds}: {peer}, {perf_counter() - turn_began:.0f} s")
+    _share(settings, outcome)
     outcome.seconds = perf_counter() - began
     return outcome
 

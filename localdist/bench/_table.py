@@ -8,7 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from localdist.bench._peers import PEERS
-from localdist.bench._rows import MEASUREMENTS, Goal, Row, rows_of
+from localdist.bench._rows import BEST_PEER, MEASUREMENTS, Goal, Row, rows_of
 
 if TYPE_CHECKING:
     from localdist.bench._run import Outcome, Settings
@@ -92,19 +92,29 @@ def _row(row: Row, medians: dict[str, dict[str, float]], outcome: Outcome) -> di
 def _judge(goal: Goal, row: Row, medians: dict[str, dict[str, float]]) -> dict[str, Any]:
     """Say whether a goal is met; None when one of the figures that it compares is missing."""
     judged: dict[str, Any] = {"goal": goal.text(row.unit), "met": None, "why": None}
-    ours = medians.get(row.name, {}).get(_OURS)
-    if goal.of is None:
-        other: float | None = 1.0
-    elif goal.of in PEERS:
-        other = medians.get(row.name, {}).get(goal.of)
+    of_row = medians.get(row.name, {})
+    ours = of_row.get(_OURS)
+    of = _best_peer(row, of_row) if goal.of == BEST_PEER else goal.of
+    if of is None:
+        other = None if goal.of else 1.0
+    elif of in PEERS:
+        other = of_row.get(of)
     else:
-        other = medians.get(goal.of, {}).get(_OURS)
+        other = medians.get(of, {}).get(_OURS)
     if ours is None or other is None:
         judged["why"] = f"no figure of {_OURS if ours is None else goal.of}"
         return judged
     judged["met"] = goal.met(ours, other)
-    judged["why"] = f"{ours / other:.3g}x" if goal.of is not None and other else f"{ours:.4g}"
+    judged["why"] = f"{ours / other:.3g}x" if of is not None and other else f"{ours:.4g}"
+    if of != goal.of:
+        judged["why"] += f" {of}"
     return judged
+
+
+def _best_peer(row: Row, of_row: dict[str, float]) -> str | None:
+    """Return the peer with the best figure of a row, or None where no peer has one."""
+    peers = [peer for peer in of_row if peer != _OURS]
+    return (max if row.more_is_better else min)(peers, key=of_row.__getitem__, default=None)
 
 
 def _judge_fact(name: str, value: object, facts: dict[str, object]) -> dict[str, Any]:

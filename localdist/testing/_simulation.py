@@ -40,6 +40,8 @@ class History:
     #: how many workers died, and how many times one was asked to give back all that it had not begun
     deaths: int
     recalls: int
+    #: how many workers were dismissed, because they had used up their quota
+    dismissals: int
     #: the longest time that a task, ready to run, had not begun although the scheduler knew of an idle slot
     longest_wait: float
     #: when the last task ended
@@ -56,6 +58,7 @@ class _FakeWorker:
         self.queue: deque[Task] = deque()
         self.running: list[Task] = []
         self.cancelled: set[int] = set()
+        self.begun = 0
         #: when the last message in each pipe arrives
         self._last = dict.fromkeys(("tasks", "control", "replies"), 0.0)
 
@@ -90,6 +93,12 @@ class _FakeWorker:
             self.queue.clear()
             self._answer(events.TasksRecalled(self.record, seqs))
 
+    def end(self) -> None:
+        """End as it was told to, having nothing to do."""
+        if self.running or self.queue:
+            raise InternalError(f"{self.record} was dismissed, but has {[*self.running, *self.queue]}")
+        self.alive = False
+
     def die(self) -> None:
         """End at once. What it wrote before is still read, and then its end is noticed."""
         world, self.alive = self.world, False
@@ -105,6 +114,9 @@ class _FakeWorker:
                 self._answer(events.TasksRecalled(self.record, [task.seq], whole=False))
                 continue
             self.running.append(task)
+            self.begun += 1
+            if self.begun > self.world.quota:
+                raise InternalError(f"{self.record} began {self.begun} tasks, its quota was {self.world.quota}")
             seconds, ending = self.world.begun(task)
             self.world.at(self.world.now + seconds, partial(self._end, task, seconds, ending))
 
@@ -134,10 +146,11 @@ class _Job:
 class _World:
     """Clock, scheduler, workers and client."""
 
-    def __init__(self, seed: int, latency: float, long: float) -> None:
+    def __init__(self, seed: int, latency: float, long: float, quota: float) -> None:
         self.random = Random(seed)
         self.latency = latency
         self.long = long
+        self.quota = quota
         self.now = 0.0
         self.core = Scheduler(allowed_failures=3)
         self._number = 0
@@ -153,7 +166,7 @@ class _World:
         self.dropped: set[str] = set()
         self.held: dict[Task, None] = {}
         self.log: list[tuple[float, str, Key]] = []
-        self.deaths = self.recalls = self.joined = 0
+        self.deaths = self.recalls = self.dismissals = self.joined = 0
         self.longest_wait = 0.0
 
     # -- clock
@@ -192,6 +205,8 @@ class _World:
                 else:
                     self.recalls += 1
                     self.workers[action.worker].recall()
+            elif isinstance(action, actions.Dismiss):
+                self._dismiss(action.worker)
             elif isinstance(action, actions.Drop):
                 self._drop(action.outcomes)
         validate(self.core)
@@ -228,9 +243,17 @@ class _World:
     def join(self, name: int, slots: int) -> None:
         """Start a worker."""
         self.joined += 1
-        worker = _FakeWorker(self, Worker(f"worker-{self.joined}", name, slots))
+        worker = _FakeWorker(self, Worker(f"worker-{self.joined}", name, slots, quota=self.quota))
         self.workers[worker.record] = worker
         self.handle(events.WorkerJoined(worker.record))
+
+    def _replace(self, record: Worker) -> None:
+        self.at(self.now + _START, lambda: self.join(record.name, record.slots))
+
+    def _dismiss(self, record: Worker) -> None:
+        self.dismissals += 1
+        self.workers.pop(record).end()
+        self._replace(record)
 
     def kill_one(self) -> None:
         """Let one of the workers die, the busiest ones first."""
@@ -243,10 +266,11 @@ class _World:
         """Tell the scheduler of a death, and start another worker of that name."""
         self.deaths += 1
         record = worker.record
-        del self.workers[record]
         self.log.append((self.now, "died", record.address))
+        replaced = self.workers.pop(record, None) is None  # it was dismissed before its end was noticed
         self.handle(events.WorkerLeft(record, 1, -9))
-        self.at(self.now + _START, lambda: self.join(record.name, record.slots))
+        if not replaced:
+            self._replace(record)
 
     def begun(self, task: Task) -> tuple[float, Ending]:
         """Say how long a run of this task takes, and what comes of it."""
@@ -327,26 +351,29 @@ def simulate(
     deaths: int = 5,
     latency: float = 5e-4,
     long: float = 0.03,
+    quota: float = float("inf"),
 ) -> History:
     """Let the scheduler run random tasks on fake workers, and check it after every event.
 
     Args:
         seed: the same seed and arguments give the same history.
-        workers: how many there are; one that dies is replaced.
+        workers: how many there are; one that dies, or is dismissed, is replaced.
         slots: tasks that a worker runs at a time.
         tasks: how many are submitted; some depend on others, fail, are cancelled, released or kept.
         deaths: how many workers die.
         latency: the longest time that a message takes, in seconds.
         long: the share of tasks that take up to a second although others that call the same function are short.
+        quota: how many tasks a worker may begin before it is dismissed.
 
     Returns:
         What happened.
 
     Raises:
         InternalError: an invariant of the scheduler was broken; a task ran twice at once, without its inputs, or was
-            lost; a value was dropped twice, while it was needed, or never.
+            lost; a value was dropped twice, while it was needed, or never; a worker began more than its quota, or was
+            dismissed while it had something to do.
     """
-    world = _World(seed, latency, long)
+    world = _World(seed, latency, long, quota)
     for name in range(workers):
         world.join(name, slots)
     world.plan(tasks, deaths)
@@ -362,4 +389,4 @@ def simulate(
     if world.core.tasks or world.made != world.dropped:
         kept = sorted(world.made - world.dropped)
         raise InternalError(f"nobody wants anything, but these are kept: {list(world.core.tasks)}, {kept}")
-    return History(world.log, outcomes, world.deaths, world.recalls, world.longest_wait, seconds)
+    return History(world.log, outcomes, world.deaths, world.recalls, world.dismissals, world.longest_wait, seconds)

@@ -29,8 +29,8 @@ class Bench:
         validate(self.core)
         return self.out
 
-    def join(self, name: Any, slots: int = 1, **resources: float) -> Worker:
-        worker = Worker(f"address of {name} {len(self.w)}", name, slots, resources)
+    def join(self, name: Any, slots: int = 1, *, quota: float = float("inf"), **resources: float) -> Worker:
+        worker = Worker(f"address of {name} {len(self.w)}", name, slots, resources, quota)
         self.w.append(worker)
         self.tell(events.WorkerJoined(worker))
         return worker
@@ -43,6 +43,13 @@ class Bench:
 
     def make(self, key: Any, *deps: Task, group: str = "f", **options: Any) -> Task:
         return Task(key, self.group(group), "function", "call", deps, Options(**options) if options else None)
+
+    def detached(self, key: Any, *deps: Task, **options: Any) -> Task:
+        """Make and submit a task that leaves the scheduler when it ends."""
+        task = self.make(key, *deps, detached=True, **options)
+        task.kept, task.claims = True, 2
+        self.submit(task)
+        return task
 
     def data(self, value: Any) -> Task:
         task = Task(("data", value), self.group("data"), None, None)
@@ -80,6 +87,15 @@ class Bench:
     def cancel(self, *tasks: Task, force: bool = False) -> None:
         self.tell(events.TasksCancelled(tasks, "a test", force))
 
+    def withdraw(self, *tasks: Task) -> None:
+        self.tell(events.TasksWithdrawn(tasks, "a test"))
+
+    def fail_by_order(self, *tasks: Task) -> None:
+        self.tell(events.TasksFailed(tasks, "an order"))
+
+    def stop(self) -> None:
+        self.tell(events.Stopped("a stop"))
+
     def die(self, worker: Worker, **more: Any) -> None:
         self.tell(events.WorkerLeft(worker, 7, -11, **more))
 
@@ -115,6 +131,10 @@ class Bench:
     @property
     def recalled(self) -> list[tuple[Any, Any]]:
         return [(action.worker.name, action.seqs) for action in self.asked(actions.Recall)]
+
+    @property
+    def dismissed(self) -> list[Any]:
+        return [action.worker.name for action in self.asked(actions.Dismiss)]
 
 
 def keys(tasks: Iterable[Task]) -> list[Any]:

@@ -26,7 +26,7 @@ class Run:
 
     key: Any
     deps: tuple[Run, ...]
-    retries: int
+    options: Any = None
     status: str = PENDING
     handles: list[Handle] = field(default_factory=list)
     kept: bool = False
@@ -39,7 +39,8 @@ class Run:
 
     @property
     def done(self) -> bool:
-        return self.status in (FINISHED, GONE)
+        """True when it needs its dependencies no more; for a retry they are needed after an error too."""
+        return self.status in (FINISHED, GONE) or (self.status == ERRED and self.options.detached)
 
 
 class Model:
@@ -51,6 +52,9 @@ class Model:
         #: worker -> all runs sent there and not reported, in order; also those that are gone
         self.at: dict[str, list[Run]] = {}
         self.slots: dict[str, int] = {}
+        #: worker -> how many more it may be given
+        self.quota: dict[str, float] = {}
+        self.stopped = False
         # What the event at hand has caused.
         self.finished: set[Any] = set()
         self.failed: set[Any] = set()
@@ -64,7 +68,8 @@ class Model:
     # -- looking
 
     def live(self, key: Any) -> Run | None:
-        return next((r for r in self.runs if r.key == key and r.status != GONE and not r.data), None)
+        claimed = (r for r in self.runs if r.key == key and r.status != GONE and not r.data and self.claims(r))
+        return next(claimed, None)
 
     def holders(self, run: Run) -> list[Run]:
         return [r for r in self.runs if run in r.deps and not r.done]
@@ -76,6 +81,17 @@ class Model:
         return [
             r for r in self.runs if r.status == PENDING and r.at is None and all(d.status == FINISHED for d in r.deps)
         ]
+
+    def unbegun(self) -> list[Run]:
+        return [r for r in self.runs if r.status == PENDING and r.at is None]
+
+    def taken_over(self, run: Run) -> bool:
+        """True when another run has got its key, since nobody claimed it."""
+        return any(r.key == run.key and not r.data for r in self.runs[self.runs.index(run) + 1 :])
+
+    def used_up(self) -> set[str]:
+        """The workers that are to be dismissed."""
+        return {worker for worker, runs in self.at.items() if not runs and not self.quota[worker]}
 
     # -- what follows from what
 
@@ -105,25 +121,23 @@ class Model:
 
     # -- events
 
-    def submit(self, items: Sequence[tuple[Any, object, Any, Sequence[Handle], Sequence[Any], int]]) -> list[Handle]:
-        made = []
-        for task, owner, key, deps, data, retries in items:
-            made.append(self.submit_one(task, owner, key, deps, data, retries))
-        self.settle()
-        return made
-
-    def submit_one(
-        self, task: Any, owner: object, key: Any, deps: Sequence[Handle], data: Sequence[Any], retries: int
+    def submit(
+        self, task: Any, options: Any, key: Any, deps: Sequence[Handle] = (), data: Sequence[Any] = ()
     ) -> Handle:
+        handle = self.submit_one(task, options, key, deps, data)
+        self.settle()
+        return handle
+
+    def submit_one(self, task: Any, options: Any, key: Any, deps: Sequence[Handle], data: Sequence[Any]) -> Handle:
         live = self.live(key)
         if live is not None:
             self.dropped += data
-            return self.share(task, owner, live)
-        parts = [Run(("data", value), (), 0, FINISHED, outcome=value, data=True) for value in data]
+            return self.share(task, options.owner, live)
+        parts = [Run(("data", value), (), None, FINISHED, outcome=value, data=True) for value in data]
         self.runs += parts
-        run = Run(key, (*parts, *(d.run for d in deps)), retries)
+        run = Run(key, (*parts, *(d.run for d in deps)), options, kept=options.detached)
         self.runs.append(run)
-        handle = Handle(task, owner, run)
+        handle = Handle(task, options.owner, run)
         run.handles.append(handle)
         if any(d.dead for d in deps):
             self.cancelled.add(task)
@@ -149,7 +163,7 @@ class Model:
         if live is not None:
             self.dropped.append(value)
             return self.share(task, owner, live)
-        run = Run(key, (), 0, FINISHED, outcome=value)
+        run = Run(key, (), None, FINISHED, outcome=value)
         self.runs.append(run)
         handle = Handle(task, owner, run)
         run.handles.append(handle)
@@ -158,10 +172,11 @@ class Model:
     def dispatch(self, run: Run, worker: str) -> None:
         run.at = worker
         self.at[worker].append(run)
+        self.quota[worker] -= 1
 
     def succeed(self, worker: str, run: Run, value: Any) -> None:
         self.at[worker].remove(run)
-        if run.status == GONE:
+        if run.status != PENDING:
             self.dropped.append(value)
         else:
             run.status, run.outcome, run.at, run.kept = FINISHED, value, None, False
@@ -170,16 +185,20 @@ class Model:
 
     def raise_(self, worker: str, run: Run, error: Any) -> None:
         self.at[worker].remove(run)
-        if run.status != GONE:
+        if run.status == PENDING:
             run.failures += 1
             run.at = None
-            if run.failures > run.retries:
+            if run.failures > run.options.retries:
                 self.fail(run, error)
         self.settle()
 
-    def give_back(self, worker: str, run: Run) -> None:
+    def reschedule(self, worker: str, run: Run) -> None:
         self.at[worker].remove(run)
         run.at = None
+
+    def give_back(self, worker: str, run: Run) -> None:
+        self.reschedule(worker, run)
+        self.quota[worker] += 1
 
     def die(self, worker: str, blamed: Iterable[Run]) -> list[Run]:
         """Return those that fail."""
@@ -187,12 +206,22 @@ class Model:
             run.at = None
             if run.status == PENDING and run in blamed:
                 run.deaths += 1
-        del self.slots[worker]
-        killed = [r for r in self.runs if r.status == PENDING and r.deaths > self.allowed_failures]
+        del self.slots[worker], self.quota[worker]
+        killed = [r for r in self.runs if r.status == PENDING and r.deaths > self.allowed(r)]
         for run in killed:
             self.fail(run, "killed")
         self.settle()
         return killed
+
+    def allowed(self, run: Run) -> int:
+        if run.data or run.options is None or run.options.allowed_failures is None:
+            return self.allowed_failures
+        allowed: int = run.options.allowed_failures
+        return allowed
+
+    def dismiss(self, worker: str) -> None:
+        assert not self.at.pop(worker)
+        del self.slots[worker], self.quota[worker]
 
     def release(self, handle: Handle) -> None:
         handle.claimed = False
@@ -222,6 +251,18 @@ class Model:
                 handle.dead = True
         self.settle()
 
+    def withdraw(self, handles: Sequence[Handle]) -> None:
+        self.cancel([h for h in handles if h.run in self.unbegun()], force=False)
+
+    def fail_by_order(self, handles: Sequence[Handle], error: Any) -> None:
+        for handle in handles:
+            if handle.run.status == PENDING:
+                self.fail(handle.run, error)
+        self.settle()
+
+    def cancel_unbegun(self) -> None:
+        self.cancel([h for run in self.unbegun() for h in run.handles], force=True)
+
     def keep(self, handle: Handle) -> None:
         if not handle.dead and handle.run.status == PENDING:
             handle.run.kept = True
@@ -240,6 +281,7 @@ class Model:
 
     def drop_all(self) -> None:
         for run in self.runs:
-            if run.status != GONE:
-                self.cancelled |= {h.task for h in run.handles if not h.dead}
+            if run.status != GONE and (run.status == PENDING or run.options is None or not run.options.detached):
+                if not self.taken_over(run):
+                    self.cancelled |= {h.task for h in run.handles if not h.dead}
                 self.forget(run)

@@ -6,7 +6,7 @@ from typing import Any
 
 from localdist._schedule import events
 from localdist._schedule.assign import STALL, TARGET
-from localdist._schedule.records import Lane, State, Task
+from localdist._schedule.records import Ending, Lane, State, Task
 from tests._schedule.kit import Bench, keys
 
 
@@ -113,7 +113,7 @@ def test_priorities() -> None:
 
 
 def stalled() -> tuple[Bench, list[Task]]:
-    """Return worker a with one task running and some behind it, and b, which is busy too."""
+    """Return a bench where worker a has one task running and some behind it, and b is busy too."""
     b = Bench("a")
     b.group("tiny", seconds=1e-5)
     tasks = some(b, 5, group="tiny")
@@ -123,12 +123,35 @@ def stalled() -> tuple[Bench, list[Task]]:
     return b, tasks
 
 
-def test_nothing_is_recalled_while_nobody_has_room() -> None:
-    """Without a worker that has room there is no deadline, and time changes nothing."""
-    b, _ = stalled()
+def test_silent_worker_is_called_back_though_nobody_has_room() -> None:
+    """Without a worker that has room a silent one is called back at the deadline, once; what comes back waits."""
+    b, tasks = stalled()
+    due = b.core.next_deadline()
+    assert due is not None
+    b.tell(events.DeadlineReached(), later=(due - b.now) / 2)
+    assert b.recalled == []
+    b.tell(events.DeadlineReached(), later=due - b.now)
+    assert b.recalled == [("a", None)]
     assert b.core.next_deadline() is None
     b.tell(events.DeadlineReached(), later=10 * STALL)
     assert b.recalled == []
+    b.tell(events.TasksRecalled(b.w[0], [t.seq for t in tasks[1:]]))
+    assert ({t.state for t in tasks[1:]}, b.dispatched) == ({State.READY}, {})
+    b.tell(events.DeadlineReached(), later=10 * STALL)
+    assert b.recalled == []
+    b.report(tasks[0])
+    assert b.dispatched == {"a": ["t1", "t2", "t3", "t4"]}
+
+
+def test_silence_is_certain_only_at_a_deadline() -> None:
+    """At any other event replies may be unread: nobody is called back for nothing, and the deadline stays due."""
+    b, _ = stalled()
+    due = b.core.next_deadline()
+    b.now += 10 * STALL
+    b.run("another", lane=Lane(frozenset(["nobody"])))
+    assert (b.recalled, b.core.next_deadline()) == ([], due)
+    b.tell(events.DeadlineReached())
+    assert b.recalled == [("a", None)]
 
 
 def test_stall_is_recalled_when_another_has_room() -> None:
@@ -180,6 +203,106 @@ def test_given_back_tasks_keep_their_place() -> None:
     first, _ = some(b, 2)
     b.tell(events.TasksRecalled(b.w[0], [first.seq], whole=False))
     assert b.dispatched == {"a": ["t0"]}
+
+
+# -- quotas
+
+
+def test_worker_is_dismissed_when_its_quota_is_used_up() -> None:
+    """A worker gets as many tasks as it has quota, and is dismissed with the report of the last one, not earlier."""
+    b = Bench()
+    b.group(seconds=1e-5)
+    worker = b.join("a", quota=3)
+    tasks = some(b, 5)
+    assert (counts(b), worker.quota) == ({"a": 3}, 0)
+    for task in tasks[:2]:
+        b.report(task)
+        assert (b.dismissed, b.dispatched) == ([], {})
+    b.report(tasks[2])
+    assert (b.dismissed, b.core.workers, b.finished) == (["a"], {}, ["t2"])
+    b.join("b")
+    assert b.dispatched == {"b": ["t3", "t4"]}
+    b.die(worker)
+    assert b.out == []
+
+
+def test_idle_worker_with_quota_is_not_dismissed() -> None:
+    """A worker that has nothing to do stays while it may still be given something."""
+    b = Bench()
+    b.join("a", quota=2)
+    b.report(b.run("x"))
+    assert b.dismissed == []
+    b.report(b.run("y"))
+    assert b.dismissed == ["a"]
+
+
+def test_what_is_given_back_returns_quota() -> None:
+    """Tasks that a worker gives back, wanted or not, were not run: it may be given as many others."""
+    b = Bench()
+    b.group(seconds=1e-5)
+    worker = b.join("a", quota=4)
+    tasks = some(b, 4)
+    b.release(tasks[1])
+    b.tell(events.TasksRecalled(worker, [tasks[1].seq], whole=False))
+    assert worker.quota == 1
+    b.tell(events.TasksRecalled(worker, [t.seq for t in tasks[2:]]))
+    assert (worker.quota, b.dispatched) == (3, {})
+    b.report(tasks[0])
+    assert (worker.quota, b.dispatched, b.dismissed) == (1, {"a": ["t2", "t3"]}, [])
+    b.report(tasks[2])
+    b.report(tasks[3])
+    b.report(b.run("last"))
+    assert b.dismissed == ["a"]
+
+
+def test_every_run_counts() -> None:
+    """A retry, a run that asks for another, and one whose value has no taker use quota as well."""
+    b = Bench()
+    worker = b.join("a", quota=4)
+    x = b.run("x", retries=1)
+    b.fail(x)
+    b.report(x, None, Ending.RESCHEDULED)
+    b.report(x)
+    assert (worker.quota, b.dismissed) == (1, [])
+    y = b.run("y")
+    b.release(y)
+    assert b.dismissed == []
+    b.report(y)
+    assert (b.dismissed, b.dropped) == (["a"], ["value of y"])
+
+
+def test_quota_holds_in_lanes_and_for_what_is_sent() -> None:
+    """Tasks of a lane, and one that a client sent itself, count too; slots stay idle without quota."""
+    b = Bench()
+    b.join("a", 4, quota=2)
+    lane = Lane(frozenset(["a"]))
+    sent = b.make("sent")
+    sent.seq = b.core.take_number()
+    b.tell(events.TaskSent(b.w[0], sent))
+    named, common = b.run("named", lane=lane), b.run("common")
+    late = b.run("late", lane=lane)
+    assert [t.state for t in (named, common, late)] == [State.PROCESSING, State.READY, State.READY]
+    b.report(sent)
+    b.report(named)
+    assert b.dismissed == ["a"]
+    b.join("a")
+    assert b.dispatched == {"a": ["common"]}
+
+
+def test_words_on_their_way_when_it_was_dismissed() -> None:
+    """A worker that was being called back when it was dismissed answers, and its end is noticed: nothing happens."""
+    b = Bench()
+    b.group(seconds=1e-5)
+    worker = b.join("a", quota=2)
+    tasks = some(b, 2)
+    b.tell(events.DeadlineReached(), later=2 * STALL)
+    assert b.recalled == [("a", None)]
+    for task in tasks:
+        b.report(task)
+    assert b.dismissed == ["a"]
+    b.tell(events.TasksRecalled(worker, []))
+    b.die(worker)
+    assert (b.out, b.core.workers) == ([], {})
 
 
 # -- lanes

@@ -476,6 +476,206 @@ def test_kept_task_that_fails_is_forgotten(b: Bench) -> None:
     assert (b.failed, b.dropped, b.core.tasks) == ([], ["E"], {})
 
 
+# -- detached tasks
+
+
+@pytest.mark.parametrize("ending", [Ending.SUCCESS, Ending.ERROR])
+def test_detached_task_leaves_when_it_ends(b: Bench, ending: Ending) -> None:
+    """A detached task that has ended is unknown to the scheduler, and its outcome stays until it is released."""
+    x = b.detached("x", b.data("large"))
+    b.report(x, "outcome", ending)
+    assert (b.finished + b.failed, x.outcome, b.core.tasks) == (["x"], "outcome", {})
+    assert b.dropped == ["large"]  # after an error too: nobody can ask for a retry
+    b.release(x)
+    assert (b.dropped, x.state) == (["outcome"], State.FORGOTTEN)
+
+
+def test_detached_task_runs_though_its_future_was_dropped(b: Bench) -> None:
+    """A detached task that was released before it ended runs, and its outcome is dropped then."""
+    b.run("before")
+    x, y = b.detached("x"), b.detached("y")
+    b.release(x, y)
+    assert (x.state, b.dropped) == (State.READY, [])
+    b.report(b.core.tasks["before"])
+    b.report(x)
+    b.fail(y, "E")
+    assert (b.finished, b.failed, b.dropped) == ([], [], ["E"])
+    assert list(b.core.tasks) == ["before"]
+
+
+def test_detached_task_is_cancelled(b: Bench) -> None:
+    """A detached task can be cancelled while it waits and while it runs, and afterwards its outcome is dropped."""
+    x, y = b.detached("x"), b.detached("y")
+    b.cancel(x, y)
+    assert (sorted(b.cancelled), b.recalled, b.core.tasks) == (["x", "y"], [("a", [x.seq])], {})
+    b.report(x)
+    z = b.detached("z")
+    b.report(z)
+    b.cancel(z)
+    assert (b.cancelled, b.dropped) == (["z"], ["value of z"])
+
+
+def test_detached_task_fails_with_what_it_needs(b: Bench) -> None:
+    """The error of a dependency ends a detached task, which does not hold on to the failed one."""
+    x = b.run("x")
+    before = b.detached("before", x)
+    b.fail(x, "E")
+    after = b.detached("after", x)
+    assert (before.outcome, after.outcome, list(b.core.tasks)) == ("E", "E", ["x"])
+    b.release(x)
+    assert (x.state, b.dropped) == (State.FORGOTTEN, ["E"])
+
+
+def test_restart_leaves_what_has_left(b: Bench) -> None:
+    """A restart cancels detached tasks that have not ended; it drops nothing that their submitters hold."""
+    done, failed = b.detached("done"), b.detached("failed", b.run("x"))
+    b.report(done)
+    b.fail(b.core.tasks["x"])
+    b.detached("y")
+    b.tell(events.AllDropped("a restart"))
+    assert (sorted(b.cancelled), b.core.tasks) == (["x", "y"], {})
+    assert (done.outcome, failed.outcome) == ("value of done", "error")
+
+
+def test_deaths_that_a_task_allows(b: Bench) -> None:
+    """`Options.allowed_failures` stands for the scheduler's, in both directions."""
+    never, often = b.run("never", allowed_failures=0), b.run("often", allowed_failures=5)
+    b.die(b.w[0])
+    assert isinstance(never.outcome, KilledWorker)
+    assert (never.outcome.allowed_failures, often.state) == (0, State.READY)
+    for number in range(5):
+        b.die(b.join(number))
+        assert often.deaths == number + 1
+    assert often.state is State.READY
+    b.die(b.join("last"))
+    assert (b.failed, often.outcome.allowed_failures) == (["often"], 5)
+
+
+# -- withdrawn, failed by order, stopped
+
+
+def test_withdrawing_leaves_what_is_at_a_worker(b: Bench) -> None:
+    """What waits in the queue, or for a dependency, is cancelled with its dependents; the rest is left alone."""
+    done = b.run("done", group="another")
+    b.report(done)
+    x = b.run("x")
+    y = b.run("y", x)
+    z = b.run("z", y)
+    ready = b.run("ready")
+    b.withdraw(done, x, y, ready)
+    assert (sorted(b.cancelled), b.recalled) == (["ready", "y", "z"], [])
+    assert b.asked(actions.AnnounceCancelled)[0].reason == "a test"
+    assert [t.state for t in (done, x, z)] == [State.FINISHED, State.PROCESSING, State.FORGOTTEN]
+    b.report(x)
+    assert b.finished == ["x"]
+
+
+def test_withdrawing_a_twin(b: Bench) -> None:
+    """A twin is withdrawn when that which runs for it is at no worker; the other claims are left alone."""
+    x, of_running = b.run("x"), b.run("x")
+    y, of_queued = b.run("y"), b.run("y")
+    b.withdraw(of_running, of_queued)
+    assert [t.state for t in (x, of_running, y, of_queued)] == [
+        State.PROCESSING,
+        State.TWIN,
+        State.READY,
+        State.FORGOTTEN,
+    ]
+    assert b.cancelled == ["y"]
+
+
+def test_failing_by_order(b: Bench) -> None:
+    """What has not ended fails with the given error; running tasks are recalled, and what comes of them is dropped."""
+    done = b.detached("done", group="another")
+    b.report(done)
+    running, ready, waiting = b.detached("running"), b.detached("ready"), b.detached("waiting", b.run("before"))
+    b.fail_by_order(done, running, ready, waiting)
+    assert (b.failed, b.finished) == (["running", "ready", "waiting"], [])
+    assert {t.outcome for t in (running, ready, waiting)} == {"an order"}
+    assert (done.outcome, b.recalled) == ("value of done", [("a", [running.seq])])
+    assert list(b.core.tasks) == ["before"]
+    b.report(running)
+    assert (b.dropped, b.finished, b.dispatched) == (["value of running"], [], {"a": ["before"]})
+    assert running.outcome == "an order"
+
+
+def test_failing_by_order_what_nobody_holds(b: Bench) -> None:
+    """A detached task whose future was dropped is forgotten when it is failed, wherever it is."""
+    running, ready = b.detached("running"), b.detached("ready")
+    b.release(running, ready)
+    b.fail_by_order(running, ready)
+    assert (b.failed, b.dropped, b.recalled) == ([], ["an order"] * 2, [("a", [running.seq])])
+    b.die(b.w[0])
+    assert (b.out, b.core.tasks) == ([], {})
+
+
+def test_stop_cancels_what_has_not_begun(b: Bench) -> None:
+    """A stop cancels what is ready or waits, for all who claim it; what was begun ends as ever."""
+    b.group(seconds=1e-5)
+    x = b.run("x", owner=ANN)
+    y = b.run("y", x, owner=BOB)
+    ready = b.run("ready", group="unknown", owner=ANN)
+    theirs = b.run("ready", owner=BOB)
+    b.run("after", ready, owner=BOB)
+    b.stop()
+    assert sorted(b.cancelled) == ["after", "ready", "ready", "y"]
+    assert b.asked(actions.AnnounceCancelled)[0].reason == "a stop"
+    assert {t.state for t in (y, ready, theirs)} == {State.FORGOTTEN}
+    b.report(x)
+    assert (b.finished, b.dispatched) == (["x"], {})
+
+
+def test_nothing_begins_after_a_stop() -> None:
+    """What is submitted later, given back, to be retried, or left by a dead worker is cancelled instead of queued."""
+    b = Bench("a", "b", "c")
+    b.group(seconds=1e-5)
+    x = b.run("x", retries=3)
+    y, z = b.run("y"), b.run("z")
+    b.stop()
+    assert b.cancelled == []
+    b.run("late")
+    assert (b.cancelled, b.dispatched) == (["late"], {})
+    b.fail(x)
+    assert (b.cancelled, b.failed) == (["x"], [])
+    b.report(y, None, Ending.RESCHEDULED)
+    assert b.cancelled == ["y"]
+    assert z.worker is not None
+    b.die(z.worker)
+    assert b.cancelled == ["z"]
+    assert b.asked(actions.AnnounceCancelled)[0].reason == "a stop"
+    b.join("d")
+    assert (b.out, b.core.tasks) == ([], {})
+
+
+def test_stop_calls_back_what_waits_at_workers(b: Bench) -> None:
+    """Workers are told at once to give back what they have not begun; more that waits there later is called back too."""
+    b.group(seconds=1e-5)
+    tasks = b.submit(*[b.make(i) for i in range(4)])
+    b.stop()
+    assert (b.recalled, b.cancelled) == ([("a", None)], [])
+    b.tell(events.TasksRecalled(b.w[0], [tasks[3].seq]))  # the others were still on their way to it
+    assert (b.cancelled, b.recalled) == ([3], [("a", None)])
+    b.tell(events.TasksRecalled(b.w[0], [t.seq for t in tasks[1:3]]))
+    assert (sorted(b.cancelled), b.recalled) == ([1, 2], [])
+    b.report(tasks[0])
+    assert (b.finished, b.dispatched) == ([0], {})
+
+
+def test_stop_takes_what_only_a_failed_task_needs(b: Bench) -> None:
+    """A task that has lost its key, and that a failed task keeps for a retry, does not begin after a stop either."""
+    failing, x = b.run("failing"), b.run("x")
+    old = b.run("old", x)
+    y = b.run("y", failing, old)
+    b.fail(failing)
+    b.release(failing, old)
+    b.run("old")  # takes over the key
+    assert (x.state, old.state, y.state) == (State.PROCESSING, State.WAITING, State.ERRED)
+    b.stop()
+    assert {old.state, y.state} == {State.FORGOTTEN}
+    b.report(x)
+    assert (b.finished, b.dispatched) == (["x"], {})
+
+
 # -- restart
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from localdist._schedule import actions, events
+from localdist._schedule.assign import STALL
 from localdist._schedule.core import Scheduler
 from localdist._schedule.records import Ending, Group, Lane, Options, State, Task, Worker
 from localdist._schedule.validate import validate
@@ -35,12 +36,17 @@ OPTIONS = st.builds(
     retries=st.sampled_from([0, 0, 1, 2]),
     lane=st.sampled_from(LANES),
     owner=OWNERS,
+    allowed_failures=st.sampled_from([None, None, 0, 2]),
 )
+DETACHED_OPTIONS = OPTIONS.map(lambda options: replace(options, detached=True))
+QUOTAS = st.sampled_from([float("inf")] * 3 + [1, 2, 5])
 NAMES = ["a", "b", "c"]
 DURATIONS = st.sampled_from([0.0, 1e-5, 5e-4, 1e-3, 0.5])
 STEPS = st.sampled_from([0.0, 1e-4, 1e-2])
 HANDLES: Bundle[Any] = Bundle("handles")
 RELEASED: Bundle[Any] = Bundle("released")
+#: tasks that leave the scheduler when they end; nothing depends on them
+DETACHED: Bundle[Any] = Bundle("detached")
 
 
 class SchedulerAgainstModel(RuleBasedStateMachine):
@@ -65,8 +71,13 @@ class SchedulerAgainstModel(RuleBasedStateMachine):
 
     def tell(self, event: events.Event) -> None:
         """Give the event to the scheduler; the model has had it already."""
+        model = self.model
+        if model.stopped and model.ready():
+            model.cancel_unbegun()
+        used_up = model.used_up()
         out = self.core.handle(event, self.now)
         validate(self.core)
+        self.check_dismissals([action.worker for action in out if isinstance(action, actions.Dismiss)], used_up)
         finished: list[Task] = []
         failed: list[Task] = []
         cancelled: list[Task] = []
@@ -76,7 +87,9 @@ class SchedulerAgainstModel(RuleBasedStateMachine):
             if isinstance(action, actions.Dispatch):
                 self.check_dispatch(action.worker, action.tasks)
             elif isinstance(action, actions.Recall):
-                self.check_recall(action)
+                self.check_recall(action, event)
+            elif isinstance(action, actions.Dismiss):
+                continue
             elif isinstance(action, actions.Announce):
                 finished += action.finished
                 failed += action.failed
@@ -86,7 +99,6 @@ class SchedulerAgainstModel(RuleBasedStateMachine):
                 pending += action.tasks
             else:
                 dropped += [o for o in action.outcomes if isinstance(o, str) and o.startswith("value")]
-        model = self.model
         for ours, theirs in (
             (finished, model.finished),
             (failed, model.failed),
@@ -98,9 +110,19 @@ class SchedulerAgainstModel(RuleBasedStateMachine):
         self.dropped.update(dropped)
         model.begin()
 
+    def check_dismissals(self, dismissed: list[Worker], used_up: set[str]) -> None:
+        """A worker is dismissed when it has used up its quota and reported it all, neither earlier nor later."""
+        assert sorted(worker.address for worker in dismissed) == sorted(used_up)
+        for address in used_up:
+            self.model.dismiss(address)
+            self.recalling.discard(address)
+            del self.workers[address]
+
     def check_dispatch(self, worker: Worker, tasks: Any) -> None:
         """Only what is wanted, whose inputs are there, and that is nowhere else is sent, to where it may run."""
         assert self.workers[worker.address] is worker
+        assert not self.model.stopped
+        assert len(tasks) <= self.model.quota[worker.address]
         runs = {task: run for run, task in self.first.items()}
         for task in tasks:
             run = runs[task]
@@ -126,17 +148,19 @@ class SchedulerAgainstModel(RuleBasedStateMachine):
             held += sum(amount for n, amount in (lane.resources if lane is not None else ()) if n == name)
         return self.resources[worker.address] - held
 
-    def check_recall(self, action: actions.Recall) -> None:
+    def check_recall(self, action: actions.Recall, event: events.Event) -> None:
         address = action.worker.address
         if action.seqs is None:
             assert address not in self.recalling
             assert len(self.model.at[address]) > self.model.slots[address]
-            assert len(self.workers) > 1
+            if not self.model.stopped and len(self.workers) == 1:
+                assert isinstance(event, events.DeadlineReached)
+                assert self.now >= action.worker.last_report + STALL
             self.recalling.add(address)
             return
         by_seq = {self.first[run].seq: run for run in self.model.at[address]}
         for seq in action.seqs:
-            assert by_seq[seq].status == GONE
+            assert by_seq[seq].status != PENDING
             assert seq not in self.told
             self.told.add(seq)
 
@@ -148,26 +172,39 @@ class SchedulerAgainstModel(RuleBasedStateMachine):
             inputs.append(part)
             values.append(part.outcome)
         inputs += [handle.task for handle in deps]
-        return Task(key, self.groups[group], "function", "call", tuple(inputs), options), values
+        task = Task(key, self.groups[group], "function", "call", tuple(inputs), options)
+        if options.detached:
+            task.kept, task.claims = True, 2
+        return task, values
 
     def value(self) -> str:
         self.made.append(f"value {len(self.made)}")
         return self.made[-1]
 
-    def note(self, handles: list[Handle]) -> list[Handle]:
-        for handle in handles:
-            self.first.setdefault(handle.run, handle.task)
-        return handles
+    def note(self, handle: Handle) -> Handle:
+        self.first.setdefault(handle.run, handle.task)
+        return handle
 
     # -- rules: tasks
 
     @rule(target=HANDLES, key=KEYS, options=OPTIONS, deps=st.lists(HANDLES, max_size=3), data=st.integers(0, 2))
     def submit(self, key: str, options: Options, deps: list[Handle], data: int) -> Any:
+        return self.submit_one(key, options, deps, data)
+
+    def submit_one(self, key: Any, options: Options, deps: list[Handle], data: int) -> Handle:
         self.now += 1e-5
         task, values = self.make(key, options, deps, data, 0)
-        made = self.note(self.model.submit([(task, options.owner, key, deps, values, options.retries)]))
+        handle = self.note(self.model.submit(task, options, key, deps, values))
         self.tell(events.TasksSubmitted([task]))
-        return made[0]
+        return handle
+
+    @rule(target=DETACHED, options=DETACHED_OPTIONS, deps=st.lists(HANDLES, max_size=2), data=st.integers(0, 2))
+    def submit_detached(self, options: Options, deps: list[Handle], data: int) -> Any:
+        return self.submit_one(self.new_key(), options, deps, data)
+
+    def new_key(self) -> Any:
+        self.calls += 1
+        return ("detached", self.calls)
 
     @rule(target=HANDLES, count=st.integers(1, 12), options=OPTIONS, chained=st.booleans(), dep=st.none() | HANDLES)
     def submit_many(self, count: int, options: Options, chained: bool, dep: Handle | None) -> Any:
@@ -176,7 +213,7 @@ class SchedulerAgainstModel(RuleBasedStateMachine):
         for number in range(count):
             deps = [made[-1]] if chained and made else [dep] if dep is not None else []
             task, _ = self.make(("many", self.calls, number), options, deps, 0, 1)
-            made += self.note(self.model.submit([(task, options.owner, task.key, deps, [], options.retries)]))
+            made.append(self.note(self.model.submit(task, options, task.key, deps)))
             tasks.append(task)
         self.calls += 1
         self.tell(events.TasksSubmitted(tasks))
@@ -185,19 +222,26 @@ class SchedulerAgainstModel(RuleBasedStateMachine):
     @rule(target=HANDLES, key=KEYS, options=OPTIONS, died=st.sampled_from([False, False, True]))
     def send(self, key: str, options: Options, died: bool) -> Any:
         """A client sends a task to an idle worker, and the scheduler hears of it afterwards."""
+        return self.send_one(key, options, died)
+
+    @rule(target=DETACHED, options=DETACHED_OPTIONS, died=st.sampled_from([False, False, True]))
+    def send_detached(self, options: Options, died: bool) -> Any:
+        return self.send_one(self.new_key(), options, died)
+
+    def send_one(self, key: Any, options: Options, died: bool) -> Any:
         worker = self.core.assignment.idle_worker()
         if worker is None:
             return multiple()
         options = replace(options, lane=None)
         task, _ = self.make(key, options, [], 0, 0)
-        (handle,) = self.note(self.model.submit([(task, options.owner, key, [], [], options.retries)]))
+        handle = self.note(self.model.submit(task, options, key))
         task.seq = self.core.take_number()
         if died:
             worker = Worker("died meanwhile", "a", 1)
         elif handle.run.handles[0] is handle:
             self.model.dispatch(handle.run, worker.address)
         else:
-            unwanted = Run(key, (), 0, GONE, data=True)
+            unwanted = Run(key, (), None, GONE, data=True)
             self.first[unwanted] = task
             self.model.dispatch(unwanted, worker.address)
         self.tell(events.TaskSent(worker, task))
@@ -208,24 +252,42 @@ class SchedulerAgainstModel(RuleBasedStateMachine):
         task = Task(key, self.groups[0], None, None, (), Options(owner=owner))
         task.outcome = self.value()
         handle = self.model.store(task, owner, key, task.outcome)
-        self.note([handle])
+        self.note(handle)
         self.tell(events.ValuesStored([task]))
         return handle
 
     @rule(target=RELEASED, handles=st.lists(consumes(HANDLES), max_size=5))
     def release(self, handles: list[Handle]) -> Any:
+        return self.release_all(handles)
+
+    @rule(target=RELEASED, handles=st.lists(consumes(DETACHED), max_size=3))
+    def release_detached(self, handles: list[Handle]) -> Any:
+        return self.release_all(handles)
+
+    def release_all(self, handles: list[Handle]) -> Any:
         for handle in handles:
             self.model.release(handle)
         self.tell(events.TasksReleased([handle.task for handle in handles]))
         return multiple(*handles)
 
-    @rule(handles=st.lists(HANDLES | RELEASED, max_size=3), force=st.booleans())
+    @rule(handles=st.lists(HANDLES | RELEASED | DETACHED, max_size=3), force=st.booleans())
     def cancel(self, handles: list[Handle], force: bool) -> None:
         self.model.cancel(handles, force=force)
         self.tell(events.TasksCancelled([handle.task for handle in handles], "a test", force))
 
-    @rule(handles=st.lists(HANDLES | RELEASED, max_size=3))
+    @rule(handles=st.lists(HANDLES | RELEASED | DETACHED, max_size=5))
+    def withdraw(self, handles: list[Handle]) -> None:
+        self.model.withdraw(handles)
+        self.tell(events.TasksWithdrawn([handle.task for handle in handles], "a test"))
+
+    @rule(handles=st.lists(DETACHED, max_size=5))
+    def fail_by_order(self, handles: list[Handle]) -> None:
+        self.model.fail_by_order(handles, "error by order")
+        self.tell(events.TasksFailed([handle.task for handle in handles], "error by order"))
+
+    @rule(handles=st.lists(HANDLES | RELEASED | DETACHED, max_size=3))
     def keep(self, handles: list[Handle]) -> None:
+        handles = [handle for handle in handles if not self.model.taken_over(handle.run)]
         for handle in handles:
             self.model.keep(handle)
         self.tell(events.TasksKept([handle.task for handle in handles]))
@@ -241,22 +303,35 @@ class SchedulerAgainstModel(RuleBasedStateMachine):
             self.model.drop_all()
             self.tell(events.AllDropped("a test"))
 
+    @rule(certain=st.integers(0, 9))
+    def stop(self, certain: int) -> None:
+        if not certain:  # rarely: nothing begins afterwards
+            self.model.stopped = True
+            self.model.cancel_unbegun()
+            self.tell(events.Stopped("a test"))
+
     # -- rules: workers
 
-    @initialize(slots=st.lists(st.integers(1, 2), max_size=2))
-    def begin(self, slots: list[int]) -> None:
+    @initialize(slots=st.lists(st.integers(1, 2), max_size=2), measured=st.sampled_from([None, 1e-5, 1e-3]))
+    def begin(self, slots: list[int], measured: float | None) -> None:
+        for group in self.groups:
+            group.seconds = measured
         for count in slots:
-            self.join(count, 0)
+            self.join(count, 0, float("inf"))
 
-    @rule(slots=st.integers(1, 3), name=st.integers(0, 2))
-    def join(self, slots: int, name: int) -> None:
+    @rule(slots=st.integers(1, 3), name=st.integers(0, 2), quota=QUOTAS)
+    def join(self, slots: int, name: int, quota: float) -> None:
         if len(self.workers) < 4:
             self.joined += 1
-            address = f"worker {self.joined}"
-            worker = Worker(address, NAMES[(name + self.joined) % 3], slots, {"GPU": 1} if slots > 1 else None)
-            self.workers[address], self.resources[address] = worker, worker.free.get("GPU", 0)
-            self.model.at[address], self.model.slots[address] = [], slots
-            self.tell(events.WorkerJoined(worker))
+            name = (name + self.joined) % 3
+            resources = {"GPU": 1.0} if slots > 1 else None
+            self.hire(Worker(f"worker {self.joined}", NAMES[name], slots, resources, quota))
+
+    def hire(self, worker: Worker) -> None:
+        address = worker.address
+        self.workers[address], self.resources[address] = worker, worker.free.get("GPU", 0)
+        self.model.at[address], self.model.slots[address], self.model.quota[address] = [], worker.slots, worker.quota
+        self.tell(events.WorkerJoined(worker))
 
     def pick(self, number: int, *, busy: bool = True) -> Worker | None:
         found = [w for a, w in self.workers.items() if self.model.at[a] or not busy]
@@ -291,7 +366,7 @@ class SchedulerAgainstModel(RuleBasedStateMachine):
                 outcome = f"error of {task.key}"
                 self.model.raise_(worker.address, run, outcome)
             else:
-                self.model.give_back(worker.address, run)
+                self.model.reschedule(worker.address, run)
             lines.append((task.seq, ending, outcome, seconds))
         return lines
 
@@ -314,7 +389,7 @@ class SchedulerAgainstModel(RuleBasedStateMachine):
         worker = self.pick(number)
         if worker is not None:
             front = self.model.at[worker.address][: worker.slots]
-            gone = [run for run in front if run.status == GONE]
+            gone = [run for run in front if run.status != PENDING]
             for run in gone:
                 self.model.give_back(worker.address, run)
                 self.tell(events.TasksRecalled(worker, [self.first[run].seq], whole=False))
@@ -373,21 +448,28 @@ class SchedulerAgainstModel(RuleBasedStateMachine):
                 assert task.outcome == run.outcome
         for address, worker in self.workers.items():
             assert list(worker.outstanding) == [self.first[run].seq for run in self.model.at[address]]
+            assert worker.quota == self.model.quota[address]
+            unwanted = {self.first[run].seq for run in self.model.at[address] if run.status != PENDING and not run.data}
+            assert unwanted <= self.told
 
     @invariant()
     def no_slot_is_idle_while_a_task_could_run_there(self) -> None:
-        idle = [w for a, w in self.workers.items() if len(self.model.at[a]) < w.slots]
+        at, quota = self.model.at, self.model.quota
+        idle = [w for a, w in self.workers.items() if len(at[a]) < w.slots and quota[a]]
         for run in self.model.ready():
             assert not any(self.may_run(self.first[run], worker) for worker in idle)
+
+    @invariant()
+    def nothing_begins_after_a_stop(self) -> None:
+        if self.model.stopped:
+            assert not self.model.ready()
+            slots = self.model.slots
+            assert all(a in self.recalling for a, runs in self.model.at.items() if len(runs) > slots[a])
 
     def teardown(self) -> None:
         """Everything that is wanted ends once there are workers for it; then everything that was made is dropped."""
         for name in NAMES:
-            address = f"last {name}"
-            worker = Worker(address, name, 2, {"GPU": 1})
-            self.workers[address], self.resources[address] = worker, 1
-            self.model.at[address], self.model.slots[address] = [], 2
-            self.tell(events.WorkerJoined(worker))
+            self.hire(Worker(f"last {name}", name, 2, {"GPU": 1}))
         for _ in range(10_000):
             busy = [worker for address, worker in self.workers.items() if self.model.at[address]]
             if not busy:
@@ -395,7 +477,7 @@ class SchedulerAgainstModel(RuleBasedStateMachine):
             for worker in busy:
                 if worker.address in self.recalling:
                     self.answer(worker, worker.slots)
-                if self.model.at[worker.address]:
+                if self.model.at.get(worker.address):
                     self.tell(events.TasksReported(worker, self.run_some(worker, [Ending.SUCCESS], 0, 1e-3)))
         assert not [run for run in self.model.runs if run.status == PENDING]
         assert not self.core.assignment.ready_count()

@@ -45,6 +45,9 @@ TABLE: dict[type, dict[State, State | str]] = {
     },
     events.TasksReleased: dict.fromkeys(S, S.FORGOTTEN),
     events.TasksCancelled: dict.fromkeys(S, S.FORGOTTEN),
+    events.TasksWithdrawn: {**{state: state for state in S}, **dict.fromkeys((S.WAITING, S.READY), S.FORGOTTEN)},
+    events.TasksFailed: {**{state: state for state in S}, **dict.fromkeys((S.WAITING, S.READY, S.PROCESSING), S.ERRED)},
+    events.Stopped: {**{state: state for state in S}, **dict.fromkeys((S.WAITING, S.READY), S.FORGOTTEN)},
     events.TasksKept: {state: state for state in S},
     events.TasksRetried: {**{state: state for state in S}, S.ERRED: S.PROCESSING},
     events.AllDropped: {**dict.fromkeys(S, S.FORGOTTEN), S.NEW: S.NEW},
@@ -106,6 +109,12 @@ def event_about(kind: type, task: Task, worker: Worker) -> Any:
         return events.TasksRecalled(worker, [task.seq], whole=False)
     if kind is events.TasksCancelled:
         return events.TasksCancelled([task], "a test")
+    if kind is events.TasksWithdrawn:
+        return events.TasksWithdrawn([task], "a test")
+    if kind is events.TasksFailed:
+        return events.TasksFailed([task], "an order")
+    if kind is events.Stopped:
+        return events.Stopped("a test")
     if kind is events.AllDropped:
         return events.AllDropped("a test")
     if kind is events.WorkerJoined:
@@ -181,6 +190,7 @@ def test_actions_are_all_known() -> None:
         "Announce",
         "AnnounceCancelled",
         "AnnouncePending",
+        "Dismiss",
         "Dispatch",
         "Drop",
         "Recall",

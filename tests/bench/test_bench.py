@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
 
 from localdist.bench._measure import MEASURE, Bench, WrongResultError, warm_up
-from localdist.bench._peers import PEERS, FuturesPeer, Peer, Stdlib
-from localdist.bench._rows import MEASUREMENTS, QUICK, USUAL, Goal, rows_of, select
-from localdist.bench._run import Outcome, Settings, run
-from localdist.bench._table import report, table
+from localdist.bench._peers import PEERS, ChunkingPeer, Localdist, LocaldistExecutor, Peer, Stdlib, adapter
+from localdist.bench._rows import BEST_PEER, EXECUTOR, MEASUREMENTS, QUICK, USUAL, Goal, rows_of, select
+from localdist.bench._run import Outcome, Settings, _jobs, run
+from localdist.bench._table import _judge, report, table
 
 POOLS = ("stdlib", "mp.Pool")
 COMPARABLE = (
@@ -82,6 +83,41 @@ def test_json_judges_every_goal(found: Any) -> None:
 
 
 @pytest.mark.slow
+def test_peers_do_the_work_of_client_and_executor_once() -> None:
+    """The executor's rows show the figures that peers have for the same work; localdist does it with both."""
+    names = ("submit", "executor-submit", "executor-chunks")
+    outcome = run(Settings(names, ("localdist", "stdlib", "joblib"), rounds=1, quick=True), lambda _: None)
+    assert outcome.failures == {}
+    assert outcome.samples["executor-submit"]["stdlib"] == outcome.samples["submit"]["stdlib"]
+    assert outcome.samples["executor-submit"]["localdist"] != outcome.samples["submit"]["localdist"]
+    assert outcome.facts["executor-submit"] == {peer: {"tasks": QUICK.submit} for peer in ("localdist", "stdlib")}
+    assert set(outcome.samples["executor-chunks"]) == {"localdist", "stdlib"}
+    if "joblib" not in outcome.left_out:
+        assert outcome.skipped["executor-submit"] == {"joblib": "has no futures"}
+
+
+@pytest.mark.slow
+def test_an_executor_row_alone_is_measured_with_peers_too() -> None:
+    """Without the client's row of the same work, peers do that work for the executor's row."""
+    outcome = run(Settings(("executor-submit",), ("stdlib",), rounds=1, quick=True), lambda _: None)
+    assert outcome.failures == {}
+    assert set(outcome.samples) == {"executor-submit"}
+    assert set(outcome.samples["executor-submit"]) == {"stdlib"}
+
+
+def test_client_and_executor_have_a_process_each() -> None:
+    """No process of localdist measures both; a peer, which is the same for both, needs only one."""
+    names = ["submit", "executor-submit", "executor-chunks", "executor-start"]
+    both = [["submit"], ["executor-submit", "executor-chunks"], ["executor-start"], ["executor-start"]]
+    assert _jobs("localdist", names, 0) == both
+    assert _jobs("localdist", ["executor-submit"], 0) == [["executor-submit"]]
+    assert _jobs("stdlib", ["submit", "executor-chunks"], 0) == [["submit", "executor-chunks"]]
+    assert adapter("localdist", executor=True) is LocaldistExecutor
+    assert adapter("localdist", executor=False) is Localdist
+    assert adapter("stdlib", executor=True) is Stdlib
+
+
+@pytest.mark.slow
 def test_the_table_is_readable() -> None:
     """The table names peers, rows with their unit, goals with a verdict, and what is not comparable."""
     done = bench("--quick", "--peers", "stdlib", "--rows", "submit,chain")
@@ -136,9 +172,12 @@ def test_every_measurement_has_a_function_and_names_are_unique() -> None:
     rows = rows_of(tuple(MEASUREMENTS))
     names = [row.name for row in rows]
     assert len(set(names)) == len(names)
-    assert {goal.of for row in rows for goal in row.goals} - {None} <= set(PEERS) | set(names)
+    assert {goal.of for row in rows for goal in row.goals} - {None} <= {BEST_PEER} | set(PEERS) | set(names)
+    assert all(m.executor == m.name.startswith(EXECUTOR) for m in MEASUREMENTS.values())
     for peer in PEERS.values():
         assert set(peer.skips) <= set(MEASUREMENTS)
+        # localdist's other adapter does the executor's rows
+        assert ("executor-chunks" in peer.skips) != (issubclass(peer, ChunkingPeer) or peer is Localdist)
         USUAL.limited(peer.limits)
 
 
@@ -192,7 +231,30 @@ def test_a_row_is_flat_compared_with_the_same_row_of_fewer_tasks() -> None:
     assert [goal["met"] for goal in rows["memory-100k-pending"]["goals"]] == [True, False]
 
 
-class Liar(FuturesPeer):
+@pytest.mark.parametrize(
+    ("peers", "met", "why"),
+    [
+        ({"stdlib": 50.0, "mp.Pool": 100.0, "loky": 60.0}, True, "0.9x mp.Pool"),
+        ({"stdlib": 50.0, "mp.Pool": 101.0, "loky": 60.0}, False, "0.891x mp.Pool"),
+        ({"loky": 60.0}, True, "1.5x loky"),
+        ({}, None, "no figure of the best peer"),
+    ],
+)
+def test_a_goal_may_be_set_by_the_best_peer(peers: dict[str, float], met: bool | None, why: str) -> None:
+    """The best peer is the one with the best figure of the row, by whatever name, and the verdict names it."""
+    samples = {"executor-chunks": {"localdist": [90.0]} | {peer: [figure] for peer, figure in peers.items()}}
+    found = report(Settings(("executor-chunks",), tuple(PEERS)), Outcome(samples=samples))
+    assert found["rows"][0]["goals"] == [{"goal": ">= 0.9x the best peer", "met": met, "why": why}]
+
+
+def test_the_best_peer_of_a_time_is_the_fastest() -> None:
+    """Where less is better, the best peer is the one with the smallest figure."""
+    row = replace(MEASUREMENTS["executor-roundtrip"].rows[0], goals=(Goal("<=", 1, BEST_PEER),))
+    medians = {row.name: {"localdist": 20.0, "stdlib": 40.0, "loky": 10.0}}
+    assert _judge(row.goals[0], row, medians)["why"] == "2x loky"
+
+
+class Liar(ChunkingPeer):
     """A peer that is fast because it computes nothing."""
 
     name = "liar"
@@ -214,11 +276,13 @@ class Liar(FuturesPeer):
     def gather(self, futures: Any) -> list[Any]:
         return [0 for _ in futures]
 
-    def map(self, function: Any, values: Any) -> list[Any]:
+    def map(self, function: Any, values: Any, chunksize: int = 1) -> list[Any]:
         return [0 for _ in values]
 
 
-@pytest.mark.parametrize("name", ["submit", "map", "roundtrip", "chain", "tree", "start"])
+@pytest.mark.parametrize(
+    "name", ["submit", "map", "roundtrip", "chain", "tree", "start", "executor-map", "executor-chunks"]
+)
 def test_wrong_results_have_no_figure(name: str) -> None:
     """A peer that answers fast and wrong is refused, in every measurement of small tasks."""
     with pytest.raises(WrongResultError, match="instead of"):

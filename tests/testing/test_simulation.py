@@ -55,10 +55,33 @@ def test_nothing_is_stuck_behind_long_tasks(options: dict[str, Any]) -> None:
 
 def test_without_recall_tasks_are_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
     """The measure of the test above sees it when nothing is called back."""
-    monkeypatch.setattr(Assignment, "stalled", lambda self, now: [])
+    monkeypatch.setattr(Assignment, "stalled", lambda self, now, *, certain: [])
     monkeypatch.setattr(Assignment, "next_deadline", lambda self: None)
     histories = [simulate(seed, workers=8, tasks=100, long=0.1, deaths=0) for seed in range(4)]
     assert max(history.longest_wait for history in histories) > 10 * SOON
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("quota", [1, 7])
+def test_workers_with_a_quota(quota: int, seed: int) -> None:
+    """Workers that are dismissed after some tasks and replaced run everything, and none begins more than its quota."""
+    history = simulate(seed, slots=1 + seed % 3, tasks=100, deaths=3, quota=quota)
+    assert history.dismissals > 100 / quota / 2
+    assert len(history.outcomes) == 100
+
+
+def test_broken_quota_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler that does not count what it hands out is found out."""
+    real = Assignment._fill
+
+    def generous(self: Assignment, worker: Any, share: int) -> Any:
+        batch = real(self, worker, share)
+        worker.quota += len(batch) / 2
+        return batch
+
+    monkeypatch.setattr(Assignment, "_fill", generous)
+    with pytest.raises(InternalError):
+        simulate(0, quota=5)
 
 
 def test_same_seed_same_history() -> None:
