@@ -32,6 +32,7 @@ from localdist._key import (
     reference,
     type_name,
 )
+from localdist._modules import Seen, follow, generations, modules_of, unchanged
 from localdist.errors import SerializationError
 
 if TYPE_CHECKING:
@@ -294,7 +295,7 @@ class FunctionTable:
     """Describes callables for sending, each once, for as long as nothing that it consists of changes. Thread-safe."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[ReferenceType[Any], tuple[_Watch, ...], _Watch, Function]] = {}
+        self._known: dict[int, tuple[ReferenceType[Any], tuple[_Watch, ...], _Watch, tuple[Seen, ...], Function]] = {}
         self._lock = Lock()
 
     def __len__(self) -> int:
@@ -311,8 +312,8 @@ class FunctionTable:
         """
         known = self._known.get(id(func))
         if known is not None:
-            ref, others, watch, function = known
-            if ref() is func and watch.holds(func) and not _by_value_modules():
+            ref, others, watch, modules, function = known
+            if ref() is func and watch.holds(func) and not _by_value_modules() and unchanged(modules):
                 for other in others:
                     captured = other.ref()
                     if captured is None or not other.holds(captured):
@@ -324,6 +325,7 @@ class FunctionTable:
     def _describe_anew(self, func: Any) -> Function:
         watches: dict[int, _Watch] = {}  # made first: what changes while we describe is noticed next time
         cacheable = _watch_all(func, watches)
+        modules = modules_of(func)
         where = _name_to_send(func)
         digest, references = describe(func)
         if _by_value_modules():  # their functions travel in the stream, and the registry may change at any time
@@ -332,7 +334,7 @@ class FunctionTable:
             stream = None if where is not None else pack_whole(func)
         except Exception as error:
             raise SerializationError("function", blame(func), None, str(error)) from error
-        pickled = dumps((where, [tuple(entry) for entry in references], stream), 5)
+        pickled = dumps((where, [tuple(entry) for entry in references], generations(modules), stream), 5)
         function = Function(func, digest, pickled, cacheable, where is not None)
         if not cacheable or _by_value_modules():
             return function
@@ -346,9 +348,9 @@ class FunctionTable:
         watch = watches.pop(identity)
         with self._lock:
             entry = known.get(identity)
-            if entry is not None and entry[0]() is func and entry[3].pickled == pickled and entry[3].digest == digest:
-                function = entry[3]  # another thread was first, or the change has been undone
-            known[identity] = (ReferenceType(func, forget), tuple(watches.values()), watch, function)
+            if entry is not None and entry[0]() is func and entry[4].pickled == pickled and entry[4].digest == digest:
+                function = entry[4]  # another thread was first, or the change has been undone
+            known[identity] = (ReferenceType(func, forget), tuple(watches.values()), watch, modules, function)
         return function
 
 
@@ -361,7 +363,8 @@ def load_function(pickled: bytes) -> Any:
     Raises:
         Exception: whatever importing or rebuilding raises.
     """
-    where, references, stream = loads(pickled)
+    where, references, reloaded, stream = loads(pickled)
+    follow(reloaded)
     for module, name, wanted in references:
         if _verified.get((module, name)) != wanted:
             _reload_if_older(module, name, wanted)

@@ -6,7 +6,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +54,7 @@ class Crew:
     def __init__(
         self, settings: Settings, values: ValueStore, poller: Poller, post: Callable[[ThreadWorker, Any], None]
     ) -> None:
-        self._settings = settings
+        self.settings = settings
         self._values = values
         self._poller = poller
         self._post = post
@@ -82,29 +82,31 @@ class Crew:
         self._calls: dict[int, Call] = {}
         self._call_numbers = itertools.count(1)
         self._environment: dict[str, str] = {}
+        #: what workers that were terminated had started
+        self._descendants: list[Any] = []
 
     # -- starting
 
     def start(self) -> None:
         """Start all workers, without waiting for them."""
-        if self._settings.processes:
+        if self.settings.processes:
             import loky
 
             cpus = loky.cpu_count()
             self._start_at_once = max(1, cpus - 1)
-            self._environment = thread_environment(cpus, self._settings.n_workers)
+            self._environment = thread_environment(cpus, self.settings.n_workers)
         self.keep_up(0)
 
     def keep_up(self, waiting: int) -> None:
         """Start the workers that are missing; on demand, as many as there are tasks `waiting` for one."""
         self.changed = bool(self._new_threads)
         present = {worker.record.name for worker in self.workers if not worker.dismissed}
-        self.can_grow = self._settings.on_demand and self.broken is None and len(present) < len(self._names)
+        self.can_grow = self.settings.on_demand and self.broken is None and len(present) < len(self._names)
         if self.broken is not None or len(present) >= len(self._names):
             return
-        starting = sum(not worker.ready for worker in self.workers)
-        at_once = self._start_at_once if self._settings.processes else len(self._names)
-        if self._settings.on_demand:
+        starting = self.starting
+        at_once = self._start_at_once if self.settings.processes else len(self._names)
+        if self.settings.on_demand:
             at_once = min(at_once, waiting)
         for name in self._names:
             if name not in present and starting < at_once:
@@ -114,7 +116,7 @@ class Crew:
                     return
 
     def _start_one(self, name: Any) -> None:
-        settings = self._settings
+        settings = self.settings
         address = f"{self.address}/worker-{next(self._serials)}"
         record = Worker(address, name, settings.threads_per_worker, settings.resources, settings.max_tasks)
         if not settings.processes:
@@ -147,8 +149,13 @@ class Crew:
         return new
 
     def processes(self) -> dict[int, Any]:
-        """Return the worker processes by their ids. Any thread may call this."""
-        return {w.pid: w.process for w in list(self.workers) if isinstance(w, ProcessWorker) and not w.dismissed}
+        """Return the worker processes by their ids."""
+        return {w.pid: w.process for w in self.workers if isinstance(w, ProcessWorker) and not w.dismissed}
+
+    @property
+    def starting(self) -> int:
+        """How many workers were started and cannot take tasks yet."""
+        return sum(not worker.ready for worker in self.workers)
 
     # -- coming and going
 
@@ -216,11 +223,12 @@ class Crew:
         worker.close_input(self._poller)
         self.changed = True
 
-    def terminate(self) -> None:
-        """Ask all worker processes to end, as SIGTERM does; those that have not after a while are killed by `close`."""
+    def terminate(self, *, gently: bool) -> None:
+        """Kill all worker processes, or ask them to end, as SIGTERM does; what remains is killed by `close`."""
         processes = [w for w in self.workers if isinstance(w, ProcessWorker)]
+        self._descendants += descendants(p.pid for p in processes)
         for process in processes:
-            process.process.terminate()
+            (process.process.terminate if gently else process.process.kill)()
         deadline = monotonic() + TERMINATION
         for process in processes:
             process.reap(max(0.0, deadline - monotonic()))
@@ -299,6 +307,7 @@ class Crew:
         for process in processes:
             process.forget(self._poller)
         self.workers.clear()
+        self.settings = replace(self.settings, initializer=None)  # somebody may wait for the end of its arguments
         with self._changed:
             self._ready = 0
 
@@ -306,7 +315,7 @@ class Crew:
         """End processes, in order within `grace` seconds, by force after that, and all they have started."""
         if not processes:
             return
-        started = descendants(p.pid for p in processes)
+        started = self._descendants + descendants(p.pid for p in processes)
         for process in processes:
             if process.ready:
                 process.close_input(self._poller)
@@ -324,7 +333,7 @@ class Crew:
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Describe the workers that can take tasks, by address."""
-        settings = self._settings
+        settings = self.settings
         return {
             w.record.address: {
                 "type": "Worker",

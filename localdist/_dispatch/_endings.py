@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .._schedule import events
-from .._schedule.records import Task
+from .._schedule.records import State, Task
 from ._crew import GRACE, Crew
 from ._express import Express
 
@@ -55,16 +55,25 @@ class Endings(Express):
         """End when all that was submitted has ended. Returns at once, and takes no lock: finalizers call it.
 
         Args:
-            cancel: what has not begun is cancelled.
+            cancel: what has not begun is cancelled; if nothing has, one task is left for each worker that is starting.
         """
 
         def begin() -> None:
             if cancel:
-                self.handle(events.Stopped("the executor was shut down"))
+                self._stop("the executor was shut down")
             self._ends_when_done = True
 
         self._calls.append(begin)
         self.wake()
+
+    def _stop(self, reason: str) -> None:
+        self.crew.keep_up(self.core.assignment.ready_count())
+        if self.crew.starting and not any(worker.outstanding for worker in self.core.workers.values()):
+            # Each of these workers was started for one of these.
+            ready = [task for task in self.core.tasks.values() if task.state is State.READY]
+            self.handle(events.TasksWithdrawn(ready[self.crew.starting :], reason))
+        else:
+            self.handle(events.Stopped(reason))
 
     def abort(self, error: BaseException, *, gently: bool) -> None:
         """End the workers now, whatever they do; every unfinished task fails with `error`.
@@ -80,8 +89,7 @@ class Endings(Express):
         def begin() -> None:
             self._drain()
             self.handle(events.TasksFailed(list(self.core.tasks.values()), error))
-            if gently:
-                self.crew.terminate()
+            self.crew.terminate(gently=gently)
             self._grace = 0.0
             self._closing.set()
 
@@ -105,7 +113,22 @@ class Endings(Express):
         self._ended = threading.Event()  # that of the parent may be locked
         self._ended.set()
 
-    # -- for those who wait for an end
+    # -- looking
+
+    def processes(self) -> dict[int, Any]:
+        """Return the worker processes by their ids, those for what was submitted before included.
+
+        Raises:
+            ClosedClientError: it has ended.
+        """
+
+        def find() -> dict[int, Any]:
+            self._drain()
+            self.crew.keep_up(self.core.assignment.ready_count())
+            return self.crew.processes()
+
+        found: dict[int, Any] = self.call(find)
+        return found
 
     def withdraw(self, tasks: Sequence[Task], reason: str, *, wait: bool) -> None:
         """Cancel those of these tasks that no worker has been given.

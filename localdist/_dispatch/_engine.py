@@ -373,6 +373,7 @@ class Engine(Endings):
         try:
             self.crew.close(self._grace)
         finally:
+            self.settings = self.crew.settings
             self._handles.clear()  # a client that somebody keeps shall not keep descriptors of processes
             self.values.close()
             while self._inbox:

@@ -12,12 +12,14 @@ import time
 from collections import ChainMap, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from io import BytesIO
 from itertools import islice
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import ReferenceType, ref
 
 from .._pipe import FrameReader, PatientWriter, Poller, frame
 from .._schedule.records import Task, Worker
@@ -111,6 +113,13 @@ def _interrupts_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _kill(popen: ReferenceType[Any]) -> None:
+    """Kill the process behind a Popen object, as `multiprocessing.Process.kill` wants it done."""
+    found = popen()
+    if found is not None and found.poll() is None:
+        os.kill(found.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
 class _Carrier:
     """Pickles an initializer while its worker is started: locks and queues of multiprocessing travel only then."""
 
@@ -182,6 +191,8 @@ class ProcessWorker:
         for connection in theirs:
             connection.close()
         self.pid: int = self.process.pid
+        # Loky's lacks it, and those who look at our processes expect it.
+        self.process._popen.kill = partial(_kill, ref(self.process._popen))
         self.tasks = PatientWriter(task_writer)
         self.control = PatientWriter(control_writer)
         self.writers = (self.tasks, self.control)

@@ -71,19 +71,19 @@ def take_value(entry: Entry) -> Any:
 def give_up(entry: Entry) -> None:
     """Take note that nobody will ask for the result of a call any more. Takes no lock: finalizers call it."""
     client = entry.client
-    if type(entry.outcome) is bytes and entry.options.detached:  # it has ended, and there is nothing to release
+    if entry.status is not PENDING and entry.options.detached:  # nobody else has it
         client._entries.pop(entry.key, None)
-    else:
-        client._drop(entry)
+        if type(entry.outcome) is bytes:  # there is nothing to release
+            return
+    client._drop(entry)
 
 
 class ExecutorFuture(StandardFace):
     """The result of a call that an `Executor` was given; made by `Executor.submit`, never by users.
 
-    It behaves as the standard library says: `running` is True once the call was handed to a worker, from where it is
-    called back only if that worker is busy for long; `cancel` answers True when the call will never begin; what has
-    ended stays as it is, also after the executor was shut down. The call is made even if its future is dropped.
-    All methods may be called from any thread.
+    It behaves as the standard library says: `running` is True once the call was handed to a worker; `cancel` answers
+    True when the call will never begin; what has ended stays as it is, also after the executor was shut down. The call
+    is made even if its future is dropped. All methods may be called from any thread.
     """
 
     __slots__ = ("_known",)
@@ -95,6 +95,8 @@ class ExecutorFuture(StandardFace):
     _callbacks: list[Callable[[Any], object]] | None = None
     #: True while a thread is cancelling it, which will call them
     _cancelling = False
+    #: True once somebody was told that it runs: it will not be pending again, even if its worker gives it back
+    _told = False
 
     def __init__(self, entry: Entry) -> None:
         # Not through the base: this is the hot path.
@@ -112,7 +114,12 @@ class ExecutorFuture(StandardFace):
                 entry.client._transport.settle()  # it may have been sent without the scheduler's knowledge
             except ClosedClientError:
                 return False
-        return entry.status is PENDING and entry.state is State.PROCESSING
+        return entry.status is PENDING and self._handed_over()
+
+    def _handed_over(self) -> bool:
+        if not self._told and self._entry.state is State.PROCESSING:
+            self._told = True
+        return self._told
 
     def done(self) -> bool:
         """Say whether the call has ended or was cancelled. Never blocks."""
@@ -129,7 +136,7 @@ class ExecutorFuture(StandardFace):
             Whether it is cancelled, so that it will never begin.
         """
         entry = self._entry
-        if entry.status is PENDING:
+        if entry.status is PENDING and not self._told:
             self._cancelling = True
             try:
                 entry.client._transport.withdraw((entry,), "cancelled", wait=True)
@@ -139,13 +146,15 @@ class ExecutorFuture(StandardFace):
                 self._cancelling = False
             if entry.status is CANCELLED:
                 self._call_back()
+            else:
+                self._told = True
         return entry.status is CANCELLED
 
     def __repr__(self) -> str:
         entry = self._entry
         status = entry.status
         shown = {PENDING: "pending", CANCELLED: "cancelled"}.get(status, "finished")
-        if status is PENDING and entry.state is State.PROCESSING:
+        if status is PENDING and self._handed_over():
             shown = "running"
         elif shown == "finished":
             kind = None
@@ -279,7 +288,7 @@ class ExecutorFuture(StandardFace):
     def _state(self) -> str:  # type: ignore[override]
         status = self._waiters.condition.status or self._entry.status
         if status is PENDING:
-            return "RUNNING" if self._entry.state is State.PROCESSING else "PENDING"
+            return "RUNNING" if self._handed_over() else "PENDING"
         return "CANCELLED_AND_NOTIFIED" if status is CANCELLED else "FINISHED"
 
     @property

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import sys
 import threading
 import warnings
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +75,7 @@ class Executor(BaseExecutor):
         if retries < 0:
             raise ValueError(f"retries must not be negative: {retries}")
         self._max_workers = count_workers(max_workers, sys.platform)
-        self._mp_context = mp_context
+        self._mp_context = mp_context or multiprocessing.get_context("spawn")
         self._retries = retries
         self._settings = Settings(
             n_workers=self._max_workers,
@@ -114,17 +116,28 @@ class Executor(BaseExecutor):
     @property
     def _processes(self) -> dict[int, Any]:
         """The worker processes by their ids: other libraries look at them."""
-        return {} if self._client is None else self._client.engine.crew.processes()
+        if self._client is None:
+            return {}
+        engine = self._client.engine
+        try:
+            return engine.processes()
+        except ClosedClientError:
+            return {}
 
     @property
     def _broken(self) -> BaseException | None:
         """Why no call can be made, or None: other libraries look at it."""
         return None if self._client is None else self._client.engine.crew.broken
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+    def _close_door(self) -> PoolClient | None:
+        """Take no more calls."""
         with self._lock:
             self._shut_down = True
-            client = self._client
+            self._settings = replace(self._settings, initializer=None)  # its arguments may be large, or be waited for
+            return self._client
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        client = self._close_door()
         if client is None:
             return
         try:
@@ -148,19 +161,16 @@ class Executor(BaseExecutor):
         self._force("kill_workers", gently=False)
 
     def _force(self, what: str, *, gently: bool) -> None:
-        with self._lock:
-            self._shut_down = True
-            client = self._client
+        client = self._close_door()
         if client is not None:
             with contextlib.suppress(ClosedClientError):  # it has ended already
                 client.abort(AbortedError(f"the executor's workers were ended by {what}()"), gently=gently)
 
     def _abandon(self) -> None:
         """Cancel all calls and end the workers now."""
-        with self._lock:
-            self._shut_down = True
-        if self._client is not None:
-            self._client.engine.close()
+        client = self._close_door()
+        if client is not None:
+            client.engine.close()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

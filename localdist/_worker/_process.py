@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import multiprocessing.util
 import os
 import pickle
 import signal
@@ -28,6 +29,8 @@ from ._context import WorkerHandle
 from ._globals import SharedGlobals, scope_of
 from ._runner import Runner
 
+#: How long a worker that cannot start may take to send what it has put into queues, in seconds.
+FLUSH = 1.0
 #: Bytes of the reply's header that the frame's length counts.
 _HEADER = REPLY.size - 4
 
@@ -215,6 +218,10 @@ def main(
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):  # it may be closed, or anything that the initializer put there
                 stream.flush()
+        # What was put into queues of multiprocessing is still on its way.
+        flush = threading.Thread(target=multiprocessing.util._run_finalizers, daemon=True)  # type: ignore[attr-defined]
+        flush.start()
+        flush.join(FLUSH)
         os._exit(1)  # threads that the initializer has started must not delay it
     channel.reply(ReplyKind.READY, 0, 0.0, None)
     runner.run()

@@ -14,7 +14,7 @@ import pytest
 from localdist.bench._measure import MEASURE, Bench, WrongResultError, warm_up
 from localdist.bench._peers import PEERS, ChunkingPeer, Localdist, LocaldistExecutor, Peer, Stdlib, adapter
 from localdist.bench._rows import BEST_PEER, EXECUTOR, MEASUREMENTS, QUICK, USUAL, Goal, rows_of, select
-from localdist.bench._run import Outcome, Settings, _jobs, run
+from localdist.bench._run import Outcome, Settings, _jobs, _taking_part, run
 from localdist.bench._table import _judge, report, table
 
 POOLS = ("stdlib", "mp.Pool")
@@ -86,6 +86,8 @@ def test_json_judges_every_goal(found: Any) -> None:
 def test_peers_do_the_work_of_client_and_executor_once() -> None:
     """The executor's rows show the figures that peers have for the same work; localdist does it with both."""
     names = ("submit", "executor-submit", "executor-chunks")
+    plan = _taking_part(Settings(names, ("localdist", "stdlib")), Outcome())
+    assert plan == {"localdist": list(names), "stdlib": ["submit", "executor-chunks"]}
     outcome = run(Settings(names, ("localdist", "stdlib", "joblib"), rounds=1, quick=True), lambda _: None)
     assert outcome.failures == {}
     assert outcome.samples["executor-submit"]["stdlib"] == outcome.samples["submit"]["stdlib"]
