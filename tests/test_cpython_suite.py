@@ -95,7 +95,7 @@ LISTED: dict[str, tuple[str, str]] = {
         ("to be called once", "replaces a private method, and looks whether it was called"),
     ),
     "test_killed_child": (
-        "BrokenProcessPool not raised by submit",
+        "BrokenProcessPool not raised by",
         "demands that the death of one worker breaks the pool for good; ours fails that worker's call, and goes on",
     ),
     **dict.fromkeys(

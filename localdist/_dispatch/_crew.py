@@ -185,7 +185,9 @@ class Crew:
                 self._changed.notify_all()
             return
         self._failed_starts += 1
-        if worker.complaint or self._failed_starts >= START_ATTEMPTS or not self._any_started:
+        killed = worker.exitcode is not None and worker.exitcode < 0  # by somebody else, perhaps
+        hopeless = not self._any_started and not killed
+        if worker.complaint or hopeless or self._failed_starts >= START_ATTEMPTS:
             error = WorkerStartError(worker.exitcode, worker.complaint or startup_complaint(self._environment))
             error.__cause__ = worker.error
             self.fail(error)
