@@ -52,6 +52,8 @@ class Engine(Endings):
         self.core = Scheduler(allowed_failures=settings.allowed_failures)
         #: clients that there have been; two could submit the same key
         self.clients = 0
+        #: what workers said that was read before its turn; None: the end of the pipe
+        self._read_ahead: dict[ProcessWorker, list[bytes] | None] = {}
         #: True: sleep for `LINGER` at most, because something has just happened
         self._lingering = False
         self.values = ValueStore(make_folder(), self.wake)
@@ -131,6 +133,8 @@ class Engine(Endings):
         return worker if isinstance(worker, ProcessWorker) else None
 
     def _work(self, readable: list[Any], writeable: list[Any], deadline: float | None) -> None:
+        if self._express is not None and readable:
+            self._announce_express(readable)
         # The inbox comes first: it may hold the news of a task whose reply is there already. Dropping can wait: a
         # thread that was just given its result wants to run.
         if self._inbox:
@@ -242,7 +246,7 @@ class Engine(Endings):
 
     def _read(self, worker: ProcessWorker) -> bool:
         """Read a worker's replies; False when there will be no more."""
-        frames = worker.replies.read()
+        frames = self._read_ahead.pop(worker) if worker in self._read_ahead else worker.replies.read()
         if frames is None:
             return False
         lines: list[ReportLine] = []
@@ -256,6 +260,19 @@ class Engine(Endings):
         if lines:
             self.handle(events.TasksReported(worker.record, lines))
         return True
+
+    def _announce_express(self, readable: list[Any]) -> None:
+        """Give a task that was sent at once its result, before the core hears of either: somebody waits for it."""
+        assert self._express is not None
+        worker, task = self._express
+        self._express = None
+        if (worker, False) in readable:
+            frames = self._read_ahead[worker] = worker.replies.read()
+            if frames:
+                kind, seq, _ = _HEAD.unpack_from(frames[0])
+                if kind == ReplyKind.INLINE and seq == task.seq:
+                    task.outcome = frames[0][_HEAD_SIZE:]
+                    self.listener.ended((task,), ())
 
     def _take(
         self,

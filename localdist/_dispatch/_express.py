@@ -51,6 +51,8 @@ class Express(Mailbox):
         self._mutex = threading.RLock()
         #: a worker that had nothing to do when the scheduler's thread went to sleep
         self._idle: ProcessWorker | None = None
+        #: the worker and the task that were sent to it so last, until the scheduler's thread wakes
+        self._express: tuple[ProcessWorker, Task] | None = None
         #: True when a pipe to a worker was full, until the scheduler's thread watches it
         self._blocked = False
 
@@ -91,6 +93,7 @@ class Express(Mailbox):
             if self._inbox[0] is not news:
                 self._inbox.remove(news)
                 return False
+            self._express = (worker, task)
             worker.send((task,), self.values)
         except BaseException:
             worker.kill()  # half a message may have gone out; its end is dealt with, and the task is run elsewhere
