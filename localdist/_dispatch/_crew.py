@@ -70,7 +70,6 @@ class Crew:
         #: where this pool is; its workers' addresses begin with it
         self.address = f"local://{os.getpid()}-{next(_pool_numbers)}"
         self._failed_starts = 0
-        self._any_started = False
         #: True when `keep_up` or `take_joined_threads` has something to do
         self.changed = False
         #: True when a worker could be started on demand
@@ -166,7 +165,6 @@ class Crew:
     def joined(self) -> None:
         """Take note that a worker can take tasks."""
         self._failed_starts = 0
-        self._any_started = True
         self.changed = True  # the next one may start
         with self._changed:
             self._ready += 1
@@ -185,9 +183,7 @@ class Crew:
                 self._changed.notify_all()
             return
         self._failed_starts += 1
-        killed = worker.exitcode is not None and worker.exitcode < 0  # by somebody else, perhaps
-        hopeless = not self._any_started and not killed
-        if worker.complaint or hopeless or self._failed_starts >= START_ATTEMPTS:
+        if worker.complaint or self._failed_starts >= START_ATTEMPTS:
             error = WorkerStartError(worker.exitcode, worker.complaint or startup_complaint(self._environment))
             error.__cause__ = worker.error
             self.fail(error)

@@ -63,8 +63,9 @@ class Endings(Express):
                 self._stop("the executor was shut down")
             self._ends_when_done = True
 
-        self._calls.append(begin)
-        self.wake()
+        if not self._ended.is_set():
+            self._calls.append(begin)
+            self.wake()
 
     def _stop(self, reason: str) -> None:
         self.crew.keep_up(self.core.assignment.ready_count())

@@ -391,6 +391,8 @@ class Engine(Endings):
             self.crew.close(self._grace)
         finally:
             self.settings = self.crew.settings
+            self._idle = self._express = None
+            self._read_ahead.clear()
             self._handles.clear()  # a client that somebody keeps shall not keep descriptors of processes
             self.values.close()
             while self._inbox:

@@ -134,7 +134,7 @@ class BaseExecutor(concurrent.futures.Executor):
         """Take no more calls, and free everything when the last has ended. May be repeated.
 
         Args:
-            wait: return when that has happened. Ctrl-C meanwhile cancels what has not begun and ends the workers.
+            wait: return when that has happened.
             cancel_futures: cancel what has not begun.
         """
         raise NotImplementedError

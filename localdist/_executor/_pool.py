@@ -140,11 +140,7 @@ class Executor(BaseExecutor):
         client = self._close_door()
         if client is None:
             return
-        try:
-            client.shut_down(wait=wait, cancel=cancel_futures)
-        except KeyboardInterrupt:
-            self._abandon()
-            raise
+        client.shut_down(wait=wait, cancel=cancel_futures)
 
     def terminate_workers(self) -> None:
         """Ask all workers to end (SIGTERM), and kill those that have not after two seconds; shut down.
@@ -175,10 +171,16 @@ class Executor(BaseExecutor):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is not None and issubclass(kind, KeyboardInterrupt):
-            self._abandon()
-        else:
-            self.shutdown(wait=True)
+        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
+        try:
+            if not interrupted:
+                self.shutdown(wait=True)
+        except KeyboardInterrupt:
+            interrupted = True
+            raise
+        finally:
+            if interrupted:
+                self._abandon()
 
     def __repr__(self) -> str:
         state = "shut down" if self._shut_down else "broken" if self._broken else "open"
