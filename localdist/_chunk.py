@@ -45,6 +45,8 @@ def run_chunk(function: Callable[..., Any], retries: int, *columns: tuple[Any, .
         rest = [column[before:] for column in columns] if before or failures else columns
         try:
             results.extend(map(function, *rest))  # what was there before an exception stays
+            if len(results) < len(columns[0]):
+                raise StopIteration(f"raised by the call of {function!r}")  # and `extend` took it for the end
         except BaseException as error:  # noqa: BLE001  (SystemExit and KeyboardInterrupt too are the call's own)
             failures = failures + 1 if len(results) == before else 1
             if failures > retries:

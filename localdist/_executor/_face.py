@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -102,9 +103,9 @@ class BaseExecutor(concurrent.futures.Executor):
             TimeoutError: from the generator: a result was not there in time.
             BaseException: from the generator: what a call raised; results of the calls before it come first.
         """
-        check_positive("chunksize", chunksize)
+        chunksize = check_positive("chunksize", chunksize)
         if buffersize is not None:
-            check_positive("buffersize", buffersize)
+            buffersize = check_positive("buffersize", buffersize)
         calls = self._ready()
         results = Results(calls.client)
         if chunksize > 1:
@@ -140,16 +141,18 @@ class BaseExecutor(concurrent.futures.Executor):
         raise NotImplementedError
 
 
-def check_positive(name: str, value: Any) -> None:
-    """Refuse an argument that is no int above 0.
+def check_positive(name: str, value: Any) -> int:
+    """Return an argument that is a whole number above 0 (NumPy's are fine) as an int.
 
     Raises:
         TypeError, ValueError: it is none.
     """
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not hasattr(type(value), "__index__") or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, not {qualified_type(value)}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, not {value}")
+    number = operator.index(value)
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, not {number}")
+    return number
 
 
 class ClientExecutor(BaseExecutor):

@@ -69,7 +69,7 @@ class Executor(BaseExecutor):
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, not {qualified_type(initializer)}")
         if max_tasks_per_child is not None:
-            check_positive("max_tasks_per_child", max_tasks_per_child)
+            max_tasks_per_child = check_positive("max_tasks_per_child", max_tasks_per_child)
         if not isinstance(retries, int) or isinstance(retries, bool):
             raise TypeError(f"retries must be an int, not {qualified_type(retries)}")
         if retries < 0:
@@ -197,14 +197,16 @@ def count_workers(max_workers: int | None, platform: str) -> int:
         import loky
 
         max_workers = loky.cpu_count()
-    elif not isinstance(max_workers, int) or isinstance(max_workers, bool):
-        raise TypeError(f"max_workers must be an int, not {qualified_type(max_workers)}")
-    elif max_workers <= 0:
-        raise ValueError("max_workers must be greater than 0")
-    elif platform == "win32" and max_workers > MOST_ON_WINDOWS:
+        return min(max_workers, MOST_ON_WINDOWS) if platform == "win32" else max_workers
+    try:
+        max_workers = check_positive("max_workers", max_workers)
+    except ValueError:
+        raise ValueError("max_workers must be greater than 0") from None  # in the standard library's words
+    if platform == "win32" and max_workers > MOST_ON_WINDOWS:
         text = f"max_workers is {max_workers}: on Windows {MOST_ON_WINDOWS} worker processes are started at most"
-        warnings.warn(text, RuntimeWarning, stacklevel=4)
-    return min(max_workers, MOST_ON_WINDOWS) if platform == "win32" else max_workers
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
+        return MOST_ON_WINDOWS
+    return max_workers
 
 
 class _Pool(LocalCluster):
