@@ -84,8 +84,8 @@ def test_what_a_call_sets_is_there_in_the_next() -> None:
 def test_what_was_set_before_an_error_stays() -> None:
     """As with any module: an exception takes nothing back."""
     shared = SharedGlobals()
-    failing = arrive("def f():\n    global A\n    A = 1\n    raise ValueError", "f", shared)
-    with pytest.raises(ValueError):
+    failing = arrive("def f():\n    global A\n    A = 1\n    raise ValueError('on purpose')", "f", shared)
+    with pytest.raises(ValueError, match="on purpose"):
         failing.get("key")()
     assert arrive("def g():\n    return A", "g", shared).get("key")() == 1
 
