@@ -123,9 +123,7 @@ class Client(Submission):
             if ending is None:
                 return
             with self._board.lock:
-                entries = list(self._entries.values())
-                self._end()
-            self._transport.cancel(entries, "client closed", force=False)
+                self._transport.cancel(self._end(), "client closed", force=False)
             _, release, parts, _ = ending
             release(*parts)
             _registry.defaults[:] = [ref for ref in _registry.defaults if ref() not in (None, self)]
@@ -138,15 +136,18 @@ class Client(Submission):
         self._board.lock = threading.RLock()  # a thread that is not here may have held it
         self.cluster._forked()
 
-    def _end(self) -> None:
-        """Take nothing more, and cancel all futures; with the board's lock held."""
+    def _end(self) -> list[Entry]:
+        """Take nothing more, cancel all futures, and return their entries; with the board's lock held."""
         self._closed = True
         self._drop = _ignore
+        cancelled = []
         for entry in list(self._entries.values()):
             if entry.options.detached and entry.status is not PENDING:
                 self._detach(entry)
             else:
                 self._board.cancel_one(entry, "client closed", None)
+                cancelled.append(entry)
+        return cancelled
 
     def _detach(self, entry: Entry) -> None:
         """Let the outcome of an executor's call, which has ended, be there also after the end of the store."""

@@ -161,7 +161,7 @@ class LocalCluster:
         self._engine = Engine(settings, self._board)
         # The interpreter's end is seen to by the engine: `finalize` might act after multiprocessing waits for children.
         self._finalizer = weakref.finalize(
-            self, self._engine.end_when_done if settings.on_demand else self._engine.close
+            self, self._engine.end_when_done if settings.standard else self._engine.close
         )
         self._finalizer.atexit = False
 

@@ -296,6 +296,7 @@ class Future(StandardFace):
         """
         entry = self._bound()
         client = entry.client
+        client._callbacks.start()
         client._board.watch((entry,), Callbacks(self, fn, client._callbacks.put))
 
     # -- control

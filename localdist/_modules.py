@@ -9,7 +9,7 @@ import importlib
 import os
 import sys
 from functools import partial
-from threading import Lock
+from threading import RLock
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ _STANDARD = os.path.dirname(os.__file__) + os.sep
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 _LOCALDIST = os.path.dirname(__file__) + os.sep
 
-_lock = Lock()
+_lock = RLock()  # a module that is reloaded may submit something
 #: Here: what was seen last of each module, and how often it was reloaded since it was first seen.
 _generations: dict[str, tuple[Any, int]] = {}
 #: Here: the modules that a module leads to, itself included, as long as its spec is this one.

@@ -141,8 +141,10 @@ class Board:
                     entries = entry.options.owner._entries
                     if entries.get(entry.key) is entry:
                         del entries[entry.key]
+                    if entry.options.detached and entry.status is PENDING:
+                        pass  # it runs on, and somebody may wait for its end
                     # A handle that was released explicitly may still look at it, or be waited for.
-                    if entry.watchers is not None:
+                    elif entry.watchers is not None:
                         self.cancel_one(entry, *RELEASED)
                     elif entry.status is not CANCELLED:
                         entry.status, entry.note = CANCELLED, RELEASED

@@ -183,6 +183,10 @@ class Submission(Scattering):
                 raise
         return Future(entry)
 
+    def _group(self, name: str) -> Group:
+        """Return the group of tasks that are expected to take equally long."""
+        return self._groups.get(name) or self._groups.setdefault(name, Group(name))
+
     def _describe(self, func: Callable[..., Any]) -> Function:
         if not callable(func):
             raise TypeError(f"the first argument must be callable, not {qualified_type(func)}")

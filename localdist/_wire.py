@@ -33,6 +33,7 @@ class ReplyKind(IntEnum):
     FAILED_TO_START = 7  # payload: text; nothing follows
     RAN = 8  # seq: number of the call; payload: pickled (True, value) or (False, dumped error)
     WARNING = 9  # payload: text for the user
+    UP = 10  # the worker runs, and is about to call its initializer
 
 
 class Item(NamedTuple):

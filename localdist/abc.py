@@ -73,7 +73,11 @@ class Transport(ABC):
 
     @abstractmethod
     def detach(self, outcome: Any) -> Any:
-        """Return the outcome of a finished task in a form that `load` takes also after the scheduler has ended."""
+        """Return the outcome of a finished task in a form that `load` takes also when the scheduler has let go of it.
+
+        Raises:
+            OSError: it is gone.
+        """
 
     @abstractmethod
     def load_error(self, outcome: Any) -> BaseException:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import Any
 
 from tests.support import note, notes, wait_at
@@ -25,6 +26,21 @@ def read_global(_: Any = None) -> Any:
 
 def note_pid(path: str) -> None:
     note(path, os.getpid())
+
+
+remembered: list[int] = []
+
+
+def remember(number: int, pause: float) -> None:
+    if pause:
+        time.sleep(pause)
+    remembered.append(number)
+
+
+def forget() -> list[int]:
+    numbers = remembered[:]
+    remembered.clear()
+    return numbers
 
 
 class Coded(Exception):

@@ -13,15 +13,16 @@ from localdist._callbacks import CallbackThread
 @pytest.fixture
 def callbacks() -> Any:
     callbacks = CallbackThread("test")
+    callbacks.start()
     yield callbacks
     callbacks.close()
 
 
 def test_callbacks_run_in_order_in_one_thread(callbacks: CallbackThread) -> None:
-    """They run one after the other, in a thread that only the first one starts."""
+    """They run one after the other, in a thread of their own, however often it is started."""
     seen: list[tuple[int, int]] = []
     done = threading.Event()
-    assert callbacks._thread is None
+    callbacks.start()
     for i in range(100):
         callbacks.put(lambda i=i: seen.append((i, threading.get_ident())))  # type: ignore[misc]
     callbacks.put(done.set)
@@ -54,6 +55,18 @@ def test_closing_runs_what_is_queued(callbacks: CallbackThread) -> None:
     callbacks.close()
 
 
+def test_without_a_thread_closing_runs_them() -> None:
+    """At the end of the interpreter no thread may be started: then what is queued runs in the one that closes."""
+    callbacks = CallbackThread("test")
+    assert callbacks._thread is None
+    seen: list[int] = []
+    callbacks.put(lambda: seen.append(threading.get_ident()))
+    callbacks.put(lambda: 1 // 0)
+    callbacks.put(lambda: seen.append(threading.get_ident()))
+    callbacks.close()
+    assert seen == [threading.get_ident()] * 2
+
+
 def test_closing_within_a_callback(callbacks: CallbackThread) -> None:
     """A callback may close the thread it runs in."""
     done = threading.Event()
@@ -75,4 +88,5 @@ def test_late_callbacks_run_too(callbacks: CallbackThread) -> None:
             callbacks.put(called.release)
         for _ in range(5):
             assert called.acquire(timeout=20)
-        assert callbacks._thread is None, close_first
+        assert callbacks._thread is not None, close_first
+        assert not callbacks._thread.is_alive(), close_first

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Workers that die one after the other before they are ready, until nobody is started any more.
 START_ATTEMPTS = 3
+#: After how many seconds another worker is tried, when the machine had no room for one.
+RETRY = 1.0
 #: How long a worker may take to end when it was asked to by SIGTERM, in seconds.
 TERMINATION = 2.0
 #: How long a running task may delay the end of its worker at close, in seconds.
@@ -45,7 +47,7 @@ class Settings:
     max_tasks: float = float("inf")
     #: True, as in the standard library's pool: a worker is started when a task waits and none is free; when one cannot
     #: start, nothing runs any more; and functions of ``__main__`` share in a worker what they set there
-    on_demand: bool = False
+    standard: bool = False
 
 
 class Crew:
@@ -73,11 +75,13 @@ class Crew:
         #: True when `keep_up` or `take_joined_threads` has something to do
         self.changed = False
         #: True when a worker could be started on demand
-        self.can_grow = settings.on_demand
+        self.can_grow = settings.standard
         #: why no worker can start, once it is known
         self.broken: BaseException | None = None
         self._changed = threading.Condition()
         self._ready = 0
+        #: until when no worker is started, because the machine refused the last one
+        self._retry_after = 0.0
         self._calls: dict[int, Call] = {}
         self._call_numbers = itertools.count(1)
         self._environment: dict[str, str] = {}
@@ -100,21 +104,30 @@ class Crew:
         """Start the workers that are missing; on demand, as many as there are tasks `waiting` for one."""
         self.changed = bool(self._new_threads)
         present = {worker.record.name for worker in self.workers if not worker.dismissed}
-        self.can_grow = self.settings.on_demand and self.broken is None and len(present) < len(self._names)
+        self.can_grow = self.settings.standard and self.broken is None and len(present) < len(self._names)
         if self.broken is not None or len(present) >= len(self._names):
             return
-        starting = self.starting
+        if monotonic() < self._retry_after:
+            return
+        coming = self.coming
+        # Those that are in their initializer do not keep a processor busy: they may wait for each other there.
+        starting = sum(not worker.up for worker in self.workers)
         at_once = self._start_at_once if self.settings.processes else len(self._names)
-        if self.settings.on_demand:
-            at_once = min(at_once, waiting)
+        wanted = waiting if self.settings.standard else len(self._names)
         for name in self._names:
-            if name not in present and starting < at_once:
-                self._start_one(name)
-                starting += 1
-                if self.broken is not None:
+            if name not in present and starting < at_once and coming < wanted:
+                if not self._start_one(name):
                     return
+                starting += 1
+                coming += 1
 
-    def _start_one(self, name: Any) -> None:
+    def is_up(self, worker: ProcessWorker | ThreadWorker) -> None:
+        """Take note that a worker process runs."""
+        worker.up = True
+        self.changed = True  # the next one may start
+
+    def _start_one(self, name: Any) -> bool:
+        """Start a worker; say whether that was possible."""
         settings = self.settings
         address = f"{self.address}/worker-{next(self._serials)}"
         record = Worker(address, name, settings.threads_per_worker, settings.resources, settings.max_tasks)
@@ -123,24 +136,28 @@ class Crew:
             self.workers.append(thread)
             self._new_threads.append(thread)
             self.changed = True
-            return
+            return True
         told = WorkerSettings(
             address,
             name,
             record.slots,
             self._values.folders,
-            shared_globals=settings.on_demand,
+            shared_globals=settings.standard,
             initializer=settings.initializer is not None,
         )
         try:
             process = ProcessWorker(record, told, self._environment, settings.initializer)
         except Exception as e:  # noqa: BLE001  (loky's helper processes may fail in many ways)
-            self.fail(WorkerStartError(None, f"{type(e).__name__}: {e}"))
-            return
+            if self.workers and isinstance(e, OSError):  # too many processes, or open files: those that run have to do
+                self._retry_after = monotonic() + RETRY
+            else:
+                self.fail(WorkerStartError(None, f"{type(e).__name__}: {e}"))
+            return False
         self.workers.append(process)
         process.watch(self._poller)
         if process.tasks.blocked:  # by a long initializer
             self._poller.watch_writeable(process.tasks, process.tasks)
+        return True
 
     def take_joined_threads(self) -> list[ThreadWorker]:
         """Return thread workers that were started since the last call; they are ready at once."""
@@ -152,7 +169,7 @@ class Crew:
         return {w.pid: w.process for w in self.workers if isinstance(w, ProcessWorker) and not w.dismissed}
 
     @property
-    def starting(self) -> int:
+    def coming(self) -> int:
         """How many workers were started and cannot take tasks yet."""
         return sum(not worker.ready for worker in self.workers)
 
@@ -162,8 +179,9 @@ class Crew:
         """Say whether this worker is known to be alive."""
         return worker in self.workers
 
-    def joined(self) -> None:
+    def joined(self, worker: ProcessWorker | ThreadWorker) -> None:
         """Take note that a worker can take tasks."""
+        worker.ready = worker.up = True
         self._failed_starts = 0
         self.changed = True  # the next one may start
         with self._changed:

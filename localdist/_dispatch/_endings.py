@@ -68,11 +68,13 @@ class Endings(Express):
             self.wake()
 
     def _stop(self, reason: str) -> None:
+        self._drain()
         self.crew.keep_up(self.core.assignment.ready_count())
-        if self.crew.starting and not any(worker.outstanding for worker in self.core.workers.values()):
+        coming = self.crew.coming
+        if coming and not any(worker.outstanding for worker in self.core.workers.values()):
             # Each of these workers was started for one of these.
             ready = [task for task in self.core.tasks.values() if task.state is State.READY]
-            self.handle(events.TasksWithdrawn(ready[self.crew.starting :], reason))
+            self.handle(events.TasksWithdrawn(ready[coming:], reason))
         else:
             self.handle(events.Stopped(reason))
 

@@ -12,6 +12,8 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
 from struct import Struct
 from time import monotonic
 from typing import Any
@@ -50,6 +52,8 @@ class Engine(Endings):
         #: seconds since the epoch
         self.started = time.time()
         self.core = Scheduler(allowed_failures=settings.allowed_failures)
+        #: called in the scheduler's thread when no task is left, just before the workers end
+        self.at_end: Callable[[], object] = _nothing
         #: clients that there have been; two could submit the same key
         self.clients = 0
         #: what workers said that was read before its turn; None: the end of the pipe
@@ -133,8 +137,10 @@ class Engine(Endings):
         return worker if isinstance(worker, ProcessWorker) else None
 
     def _work(self, readable: list[Any], writeable: list[Any], deadline: float | None) -> None:
-        if self._express is not None and readable:
-            self._announce_express(readable)
+        if self._express is not None:
+            (worker, task), self._express = self._express, None
+            if (worker, False) in readable:
+                self._announce_express(worker, task)
         # The inbox comes first: it may hold the news of a task whose reply is there already. Dropping can wait: a
         # thread that was just given its result wants to run.
         if self._inbox:
@@ -261,18 +267,14 @@ class Engine(Endings):
             self.handle(events.TasksReported(worker.record, lines))
         return True
 
-    def _announce_express(self, readable: list[Any]) -> None:
+    def _announce_express(self, worker: ProcessWorker, task: Task) -> None:
         """Give a task that was sent at once its result, before the core hears of either: somebody waits for it."""
-        assert self._express is not None
-        worker, task = self._express
-        self._express = None
-        if (worker, False) in readable:
-            frames = self._read_ahead[worker] = worker.replies.read()
-            if frames:
-                kind, seq, _ = _HEAD.unpack_from(frames[0])
-                if kind == ReplyKind.INLINE and seq == task.seq:
-                    task.outcome = frames[0][_HEAD_SIZE:]
-                    self.listener.ended((task,), ())
+        frames = self._read_ahead[worker] = worker.replies.read()
+        if frames and task.state is State.NEW:
+            kind, seq, _ = _HEAD.unpack_from(frames[0])
+            if kind == ReplyKind.INLINE and seq == task.seq:
+                task.outcome = frames[0][_HEAD_SIZE:]
+                self.listener.ended((task,), ())
 
     def _take(
         self,
@@ -302,6 +304,8 @@ class Engine(Endings):
             self.values.warn_for_worker(payload.decode())
         elif kind is ReplyKind.READY:
             self._joined(worker)
+        elif kind is ReplyKind.UP:
+            self.crew.is_up(worker)
         else:
             worker.complain(payload)  # type: ignore[union-attr]  # only processes say this
 
@@ -325,8 +329,7 @@ class Engine(Endings):
 
     def _joined(self, worker: ProcessWorker | ThreadWorker) -> None:
         self._handles[worker.record.address] = worker
-        worker.ready = True
-        self.crew.joined()
+        self.crew.joined(worker)
         self.handle(events.WorkerJoined(worker.record))
 
     def _crew_changes(self) -> None:
@@ -336,7 +339,7 @@ class Engine(Endings):
         error = self.crew.broken
         if error is None:
             return
-        if self.settings.on_demand:
+        if self.settings.standard:
             self.handle(events.TasksFailed(list(self.core.tasks.values()), error))
         elif not self._handles and self.core.assignment.ready_count():
             # Those that wait depend on those that are ready. What has finished stays usable.
@@ -385,25 +388,32 @@ class Engine(Endings):
     def _finish(self) -> None:
         self.status = "closed"
         self._closing.set()
-        self.listener.closed()
-        self.handle_quietly(events.AllDropped("client closed"))
-        try:
-            self.crew.close(self._grace)
-        finally:
-            self.settings = self.crew.settings
-            self._idle = self._express = None
-            self._read_ahead.clear()
-            self._handles.clear()  # a client that somebody keeps shall not keep descriptors of processes
-            self.values.close()
-            while self._inbox:
-                item = self._inbox.popleft()
-                if isinstance(item, Task):
-                    self.listener.cancelled([item], "client closed")
-            while self._calls:
-                self._calls.popleft()()
-            self._poller.close()
-            _running.discard(self)
-            self._ended.set()
+        with ExitStack() as steps:  # the last one is taken first; each is taken, whatever the others raise
+            steps.callback(self._ended.set)
+            steps.callback(_running.discard, self)
+            steps.callback(self._poller.close)
+            steps.callback(self._answer_the_rest)
+            steps.callback(self.values.close)
+            steps.callback(self._forget_workers)
+            steps.callback(self.crew.close, self._grace)
+            steps.callback(self.at_end)
+            steps.callback(self.handle_quietly, events.AllDropped("client closed"))
+            steps.callback(self.listener.closed)
+
+    def _forget_workers(self) -> None:
+        """Somebody may keep a client that is closed; it shall not keep descriptors of processes, or large arguments."""
+        self.settings = self.crew.settings
+        self._idle = self._express = None
+        self._read_ahead.clear()
+        self._handles.clear()
+
+    def _answer_the_rest(self) -> None:
+        while self._inbox:
+            item = self._inbox.popleft()
+            if isinstance(item, Task):
+                self.listener.cancelled([item], "client closed")
+        while self._calls:
+            self._calls.popleft()()
 
     def handle_quietly(self, event: events.Event) -> None:
         """Give the core a last event, although it may be the core that has failed."""
@@ -418,6 +428,10 @@ class Engine(Endings):
         print(f"localdist: internal error, please report it (at {time.ctime()}):", file=sys.stderr)
         traceback.print_exception(type(error), error, error.__traceback__)
         self.crew.fail(InternalError(str(error)) if not isinstance(error, WorkerStartError) else error)
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 class _ThreadReply:

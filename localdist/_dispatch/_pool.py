@@ -156,8 +156,8 @@ class ProcessWorker:
         from loky.backend.process import LokyProcess
 
         self.record = record
-        #: True once it can take tasks
-        self.ready = False
+        #: True once it can take tasks, and once it runs at all
+        self.ready = self.up = False
         #: True once it was told to end, since it has run as many tasks as it may
         self.dismissed = False
         #: what it said when it could not start, and the exception behind it

@@ -28,7 +28,7 @@ class ThreadWorker:
     ) -> None:
         self.record = record
         self.pid = os.getpid()
-        self.ready = True
+        self.ready = self.up = True
         self._post = post
         self._arrived: SimpleQueue[list[Item] | None] = SimpleQueue()
         handle = WorkerHandle(record.address, record.name, self.pid, folder)

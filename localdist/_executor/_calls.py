@@ -50,13 +50,9 @@ class Calls:
         try:
             function = client._functions.describe(fn) if not client._in_threads else client._describe(fn)
             call, dependencies = self._encode(function, fn, args, kwargs)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as e:  # noqa: BLE001  (pickling runs the values' own code; its errors are the call's)
+        except Exception as e:  # noqa: BLE001  (pickling runs the values' own code; its errors are the call's)
             return self._failed(fn, e)
-        name = function.name
-        group = client._groups.get(name) or client._groups.setdefault(name, Group(name))
-        entry = self._new(name, group, function, call, dependencies)
+        entry = self._new(function.name, client._group(function.name), function, call, dependencies)
         with client._board.lock:
             if client._closed:
                 client._check_open()
@@ -77,17 +73,16 @@ class Calls:
             function = client._functions.describe(fn)
         except Exception as e:  # noqa: BLE001  (as in `submit`)
             return [self._failed(fn, e) for _ in part]
-        name = function.name
-        group = client._groups.get(name) or client._groups.setdefault(name, Group(name))
-        new: list[Entry] = []
-        for args in part:
-            payload = marshal_dumps(args, 2)
-            if len(payload) <= INLINE_MAX:
-                new.append(self._new(name, group, function, payload, ()))
-            else:
-                new.append(self._new(name, group, function, *self._encode(function, fn, args, {})))
-        self._enter(new)
-        return new
+        name, group = function.name, client._group(function.name)
+        entries: list[Entry] = []
+        with collection_paused():
+            for args in part:
+                payload = marshal_dumps(args, 2)
+                if len(payload) > INLINE_MAX:
+                    break
+                entries.append(self._new(name, group, function, payload, ()))
+            self._enter(entries)
+        return entries + [self.submit(fn, args, {}) for args in part[len(entries) :]]
 
     def submit_chunk(self, fn: Callable[..., Any], columns: tuple[tuple[Any, ...], ...], retries: int) -> Entry:
         """Submit one call of `run_chunk`: many calls, given by the columns of their arguments."""
@@ -95,12 +90,9 @@ class Calls:
         try:
             function = client._describe(fn)
             call, dependencies = client._transport.encode(function, fn, (retries, *columns), None, ())
-        except KeyboardInterrupt:
-            raise
-        except BaseException as e:  # noqa: BLE001  (as in `submit`)
+        except Exception as e:  # noqa: BLE001  (as in `submit`)
             return self._failed(fn, e)
-        name = f"{function.name} x {len(columns[0])}"  # chunks of another length take another time
-        group = client._groups.get(name) or client._groups.setdefault(name, Group(name))
+        group = client._group(f"{function.name} x {len(columns[0])}")  # chunks of another length take another time
         entry = self._new(function.name, group, function, call, dependencies)
         self._enter([entry])
         return entry
@@ -140,6 +132,15 @@ class Calls:
                 client._entries[entry.key] = entry
             client._transport.submit(new)
 
+    def unfinished(self) -> list[Entry]:
+        """List the calls that have not ended.
+
+        Raises:
+            ClosedClientError: the client is closed.
+        """
+        found: list[Entry] = self.client._transport.inspect("unfinished", self.options)
+        return found
+
     def _failed(self, fn: Callable[..., Any], error: BaseException) -> Entry:
         name = getattr(fn, "__name__", type(fn).__name__)
         entry = Entry(f"{name}{self._tag}{next(self._numbers)}", Group(name), None, None, (), self.options)
@@ -150,18 +151,33 @@ class Calls:
 class SharedCalls(Calls):
     """Makes entries that equal calls share, as `Client.submit` does."""
 
+    def __init__(self, client: Client, options: Options) -> None:
+        super().__init__(client, options)
+        #: futures of what has not ended, as far as is known: they keep the calls running
+        self._pending: list[Future] = []
+        self._most = PART
+
+    def unfinished(self) -> list[Entry]:
+        """List the calls that have not ended."""
+        self._pending = [future for future in self._pending if not future.done()]
+        return [future._bound() for future in self._pending]
+
     def submit(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Entry:
         """Submit one call, or find the equal one."""
         client = self.client
         try:
             function = client._describe(fn)
             future = client._submit(fn, function, args, kwargs, None, True, self.options)
-        except (KeyboardInterrupt, ClosedClientError):
+        except ClosedClientError:
             raise
-        except BaseException as e:  # noqa: BLE001  (as in `Calls.submit`)
+        except Exception as e:  # noqa: BLE001  (as in `Calls.submit`)
             return self._failed(fn, e)
-        entry, future._released = future._bound(), True  # its handle becomes ours
-        client._transport.keep((entry,))
+        entry = future._bound()
+        with client._board.lock:
+            entry.handles += 1
+        self._pending.append(future)
+        if len(self._pending) > self._most:
+            self._most = max(PART, 2 * len(self.unfinished()))
         return entry
 
     def submit_many(self, fn: Callable[..., Any], part: list[tuple[Any, ...]]) -> list[Entry]:
@@ -192,9 +208,8 @@ class Results:
             chunked: entries have many results each.
         """
         try:
-            with collection_paused():
-                for new in itertools.islice(more, ahead):
-                    self._entries += new
+            for new in itertools.islice(more, ahead):
+                self._entries += new
         except BaseException:  # what the iterables raised, for example
             self._withdraw()
             raise
@@ -226,6 +241,8 @@ class Results:
     def _withdraw(self) -> None:
         if self._entries:
             self._client._transport.withdraw(list(self._entries), "its results are not wanted", wait=False)
+            while self._entries:
+                give_up(self._entries.popleft())
 
     @staticmethod
     def _take(entry: Entry) -> Any:

@@ -106,8 +106,8 @@ class BaseExecutor(concurrent.futures.Executor):
         chunksize = check_positive("chunksize", chunksize)
         if buffersize is not None:
             buffersize = check_positive("buffersize", buffersize)
-        calls = self._ready()
-        results = Results(calls.client)
+        with self._refusing():
+            results = Results(self._ready().client)
         if chunksize > 1:
             more = self._submit_chunks(fn, iterables, chunksize)
         else:
@@ -174,7 +174,7 @@ class ClientExecutor(BaseExecutor):
         self._retries = options.retries
         self._client = client
         self._options = replace(options, allowed_failures=options.retries, detached=not pure)
-        self._calls = (SharedCalls if pure else Calls)(client, self._options)
+        self._calls: Calls = (SharedCalls if pure else Calls)(client, self._options)
         settings = client.cluster._engine.settings
         self._max_workers = settings.n_workers * settings.threads_per_worker
 
@@ -182,7 +182,7 @@ class ClientExecutor(BaseExecutor):
         self._shut_down = True
         transport, board = self._client._transport, self._client._board
         try:
-            entries: list[Any] = transport.inspect("unfinished", self._options)
+            entries = self._calls.unfinished()
             if cancel_futures:
                 transport.withdraw(entries, "the executor was shut down", wait=True)
         except ClosedClientError:

@@ -37,29 +37,37 @@ def await_end(entry: Entry, timeout: float | None) -> None:
         raise concurrent.futures.TimeoutError(f"{entry.key!r} has not ended within {timeout:g} s")
 
 
-def load_outcome(entry: Entry) -> tuple[Any, BaseException | None]:
-    """Return value and exception of a call that has ended and was not cancelled; one of them is None."""
+def load_outcome(entry: Entry) -> tuple[Any, BaseException | None, bool]:
+    """Return value and exception of a call that has ended and was not cancelled; one of them is None.
+
+    The third tells whether asking again would give the same: False when the value is there, but could not be loaded.
+    """
     transport = entry.client._transport
-    if entry.status is FINISHED:
+    if entry.status is not FINISHED:
+        return None, as_broken(transport.load_error(entry.outcome)), True
+    while True:
+        outcome = entry.outcome
         try:
-            return transport.load(entry.outcome, entry.key), None
+            return transport.load(outcome, entry.key), None, True
         except KeyboardInterrupt:
             raise
+        except OSError as e:
+            if entry.outcome is not outcome:
+                continue  # it was detached from the store just now
+            return None, e, False
         except Exception as e:  # noqa: BLE001  (whatever it is, it belongs to who asked for the result)
-            error: BaseException = e
+            return None, as_broken(e), False
         except BaseException as e:  # noqa: BLE001  (SystemExit of the value's own code shall not end the program)
             error = DeserializationError("result", entry.key, f"{type(e).__name__}: {e}")
             error.__cause__ = e
-    else:
-        error = transport.load_error(entry.outcome)
-    return None, as_broken(error)
+            return None, as_broken(error), False
 
 
 def take_value(entry: Entry) -> Any:
     """Return the value of a call that has ended, or raise what it raised."""
     if entry.status is CANCELLED:
         raise concurrent.futures.CancelledError
-    value, error = load_outcome(entry)
+    value, error, _ = load_outcome(entry)
     if error is None:
         return value
     try:
@@ -95,8 +103,6 @@ class ExecutorFuture(StandardFace):
     _callbacks: list[Callable[[Any], object]] | None = None
     #: True while a thread is cancelling it, which will call them
     _cancelling = False
-    #: True once somebody was told that it runs: it will not be pending again, even if its worker gives it back
-    _told = False
 
     def __init__(self, entry: Entry) -> None:
         # Not through the base: this is the hot path.
@@ -117,9 +123,10 @@ class ExecutorFuture(StandardFace):
         return entry.status is PENDING and self._handed_over()
 
     def _handed_over(self) -> bool:
-        if not self._told and self._entry.state is State.PROCESSING:
-            self._told = True
-        return self._told
+        entry = self._entry
+        if not entry.pinned and entry.state is State.PROCESSING:
+            entry.pinned = True  # it will not be pending again, even if its worker gives it back
+        return entry.pinned
 
     def done(self) -> bool:
         """Say whether the call has ended or was cancelled. Never blocks."""
@@ -136,18 +143,22 @@ class ExecutorFuture(StandardFace):
             Whether it is cancelled, so that it will never begin.
         """
         entry = self._entry
-        if entry.status is PENDING and not self._told:
-            self._cancelling = True
+        if entry.status is PENDING and not entry.pinned:
             try:
+                self._cancelling = True
                 entry.client._transport.withdraw((entry,), "cancelled", wait=True)
             except ClosedClientError:
                 pass  # then it has ended by now
-            finally:
+            except BaseException:  # Ctrl-C: somebody has to call back, if it was cancelled all the same
                 self._cancelling = False
+                if entry.status is CANCELLED:
+                    entry.client._callbacks.put(self._call_back)
+                raise
+            self._cancelling = False
             if entry.status is CANCELLED:
                 self._call_back()
             else:
-                self._told = True
+                entry.pinned = True
         return entry.status is CANCELLED
 
     def __repr__(self) -> str:
@@ -174,10 +185,12 @@ class ExecutorFuture(StandardFace):
             await_end(entry, timeout)
         if entry.status is CANCELLED:
             raise concurrent.futures.CancelledError
-        loaded = load_outcome(entry)
+        value, error, final = load_outcome(entry)
+        if not final:
+            return value, error
         with entry.client._board.lock:
             if self._known is None:  # else another thread was faster
-                self._known = loaded
+                self._known = (value, error)
             return self._known
 
     def result(self, timeout: float | None = None) -> Any:
@@ -222,12 +235,13 @@ class ExecutorFuture(StandardFace):
         Otherwise the functions are called in the order in which they were added, in a thread of the executor, or in
         the one that calls `cancel`. What they raise is logged.
         """
-        board = self._entry.client._board
-        with board.lock:
+        client = self._entry.client
+        client._callbacks.start()
+        with client._board.lock:
             if self._entry.status is PENDING or self._callbacks is not None:
                 if self._callbacks is None:
+                    client._board.watch((self._entry,), _Caller(self))
                     self._callbacks = []
-                    board.watch((self._entry,), _Caller(self))
                 self._callbacks.append(fn)
                 return
         self._call(fn)
@@ -239,7 +253,11 @@ class ExecutorFuture(StandardFace):
                     self._callbacks = None
                     return
                 fn = self._callbacks.pop(0)
-            self._call(fn)
+            try:
+                self._call(fn)
+            except BaseException:  # SystemExit, for example, is not to cost the others theirs
+                self._entry.client._callbacks.put(self._call_back)
+                raise
 
     def _call(self, fn: Callable[[Any], object]) -> None:
         try:

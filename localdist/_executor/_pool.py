@@ -86,7 +86,7 @@ class Executor(BaseExecutor):
             allowed_failures=0,
             initializer=pack_initializer(initializer, initargs),
             max_tasks=float("inf") if max_tasks_per_child is None else max_tasks_per_child,
-            on_demand=True,
+            standard=True,
         )
         self._lock = threading.Lock()
         self._client: PoolClient | None = None
@@ -109,8 +109,9 @@ class Executor(BaseExecutor):
                 # When nobody can submit any more, what was submitted is still done.
                 weakref.finalize(self, client.engine.end_when_done).atexit = False
             calls = self._calls
-        if self._broken:
-            raise as_broken(self._broken)
+        broken = self._broken
+        if broken is not None:
+            raise as_broken(broken)
         return calls
 
     @property
@@ -127,7 +128,8 @@ class Executor(BaseExecutor):
     @property
     def _broken(self) -> BaseException | None:
         """Why no call can be made, or None: other libraries look at it."""
-        return None if self._client is None else self._client.engine.crew.broken
+        broken = None if self._client is None else self._client.engine.crew.broken
+        return None if isinstance(broken, ClosedClientError) else broken
 
     def _close_door(self) -> PoolClient | None:
         """Take no more calls."""
@@ -184,7 +186,8 @@ class Executor(BaseExecutor):
 
     def __repr__(self) -> str:
         state = "shut down" if self._shut_down else "broken" if self._broken else "open"
-        return f"<Executor: {self._max_workers} workers at most, {len(self._processes)} running, {state}>"
+        running = 0 if self._client is None else len(self._client.engine.crew.workers)
+        return f"<Executor: {self._max_workers} workers at most, {running} running, {state}>"
 
 
 def count_workers(max_workers: int | None, platform: str) -> int:
@@ -227,7 +230,8 @@ class PoolClient(Client):
         self.engine = pool._engine
         super().__init__(pool, set_as_default=False)
         self._finalizer.detach()
-        weakref.finalize(self, self._callbacks.finish).atexit = False
+        # The engine, not this object, knows when the last callback has come.
+        self.engine.at_end = self._callbacks.finish
 
     def shut_down(self, *, wait: bool, cancel: bool) -> None:
         """End when everything submitted before has ended; see `Executor.shutdown`."""
@@ -246,11 +250,7 @@ class PoolClient(Client):
         self._callbacks.close(None)
 
     def close(self, timeout: Duration = None) -> None:  # noqa: ARG002  (the interpreter's end calls it)
-        # After a Ctrl-C that ended the program, nobody wants to wait for the rest.
-        if getattr(sys, "last_type", None) is KeyboardInterrupt:
+        # After a Ctrl-C that ended the program nobody waits for the rest; in a session, it may be any earlier one.
+        if getattr(sys, "last_type", None) is KeyboardInterrupt and not hasattr(sys, "ps1"):
             self.engine.close()
         self.shut_down(wait=True, cancel=False)
-
-    def _end(self) -> None:
-        super()._end()
-        self._callbacks.finish()

@@ -171,7 +171,9 @@ class Assignment:
             # Being sent work is no sign of life: a worker that is here already keeps its place.
             self.loaded.setdefault(worker)
         low = worker.load < LOW * self.target * worker.slots and count < LOW * AHEAD * worker.slots
-        if worker.quota > 0 and (count < worker.slots or (low and not worker.stuck)):
+        # What is sent while others are on their way back would overtake them.
+        open_ = worker.quota > 0 and not worker.recalling
+        if open_ and (count < worker.slots or (low and not worker.stuck)):
             self._put_in_line(worker)
         else:
             self.hungry.pop(worker, None)
@@ -205,12 +207,14 @@ class Assignment:
         return self._recall(worker)
 
     def recall_all(self) -> list[Worker]:
-        """Let all workers be called to give back what they have not begun; return them."""
-        return [worker for loaded in list(self.loaded) for worker in self._recall(loaded)]
+        """Let all workers be called to give back what they have not begun and may be stopped; return them."""
+        loaded = [w for w in self.loaded if not all(task.pinned for task in w.outstanding.values())]
+        return [worker for one in loaded for worker in self._recall(one)]
 
     def _recall(self, worker: Worker) -> list[Worker]:
         worker.recalling = True
         del self.loaded[worker]
+        self.hungry.pop(worker, None)
         return [worker]
 
     def next_deadline(self) -> float | None:

@@ -56,9 +56,12 @@ class Lifetime(Memory):
             task.kept = False
             task.claims -= 1
             if not task.claims and not task.dependents:
+                if task.options.detached:  # nobody has it, but somebody may wait for its end
+                    (self._finished if task.state is State.FINISHED else self._failed).append(task)
                 self._forget_all([task])
             elif task.options.detached:
                 del self.tasks[task.key]
+                task.call = task.function = None
                 # After an error too: nobody can ask for a retry.
                 self._let_go_of_dependencies(task)
 
@@ -114,7 +117,7 @@ class Lifetime(Memory):
                 task.worker = None
             elif task.outcome is not None:
                 self._dropped.append(task.outcome)
-            task.outcome = task.call = None
+            task.outcome = task.call = task.function = None
             task.dependents = None
             stack += self._let_go_of_dependencies(task, forget=False)
 
@@ -160,7 +163,7 @@ class Lifetime(Memory):
         self._forget_all([t for t in doomed if not t.claims and not t.dependents])
 
     def _withdrawn(self, event: events.TasksWithdrawn) -> None:
-        idle = [task for task in event.tasks if self._primary(task).state in _UNBEGUN]
+        idle = [task for task in event.tasks if self._primary(task).state in _UNBEGUN and not task.pinned]
         self._cancel(events.TasksCancelled(idle, event.reason))
 
     def _stop(self, event: events.Stopped) -> None:
@@ -169,7 +172,7 @@ class Lifetime(Memory):
 
     def _cancel_unbegun(self) -> None:
         assert self._stopped is not None
-        idle = [task for task in self.live_tasks() if task.state in _UNBEGUN]
+        idle = [task for task in self.live_tasks() if task.state in _UNBEGUN and not task.pinned]
         self._cancel(events.TasksCancelled(idle, self._stopped, force=True))
 
     def _failed_by_order(self, event: events.TasksFailed) -> None:

@@ -94,6 +94,7 @@ class Task:
         "missing",
         "options",
         "outcome",
+        "pinned",
         "seq",
         "state",
         "twins",
@@ -138,6 +139,8 @@ class Task:
         self.deaths = 0
         #: True while fire-and-forget claims it, which ends when the task ends
         self.kept = False
+        #: True: somebody was told that it is as good as running, so it is neither withdrawn nor stopped any more
+        self.pinned = False
         #: what it adds to the load of the worker it is at, in seconds; above 0 there
         self.cost = 0.0
         #: the worker it is at while PROCESSING, else None

@@ -54,8 +54,11 @@ def _everything(scheduler: Scheduler) -> Iterator[str]:
     if set(scheduler.workers.values()) != set(scheduler.assignment.workers):
         yield "the workers that are given work are not the ones that are here"
     yield from _queues(scheduler, tasks)
-    if scheduler._stopped is not None and (scheduler.assignment.waiting or scheduler.assignment.loaded):
-        yield f"it is stopped, but {scheduler.assignment.ready_count()} tasks are ready, or were not called back"
+    if scheduler._stopped is not None:
+        late = [task for task in tasks if task.state is State.READY and not task.pinned]
+        late += [t for w in scheduler.assignment.loaded for t in w.outstanding.values() if not t.pinned]
+        if late:
+            yield f"it is stopped, but these are ready, or were not called back: {late}"
 
 
 def _task(task: Task, scheduler: Scheduler) -> Iterator[str]:
@@ -159,7 +162,10 @@ def _worker(worker: Worker, scheduler: Scheduler) -> Iterator[str]:
     hungry = worker in assignment.hungry
     # The target may have changed since it was decided, so only its bounds count.
     least, most = (LOW * target * worker.slots for target in (TARGET, TARGET_MAX))
-    if worker.quota <= 0:
+    if worker.recalling:
+        if hungry:
+            yield "is hungry while it is to give back what it has"
+    elif worker.quota <= 0:
         if hungry or not count:
             yield f"with {count} tasks it has used up its quota: is hungry, or should have been dismissed"
     elif count < worker.slots or (not worker.stuck and worker.load < least - TOLERANCE):

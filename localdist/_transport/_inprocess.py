@@ -121,7 +121,11 @@ class InProcess(Transport):
             raise DeserializationError("result", key, f"{type(e).__name__}: {e}") from e
 
     def detach(self, outcome: Any) -> Any:
-        return self._engine.values.open(outcome) if type(outcome) is Stored else outcome
+        if type(outcome) is not Stored:
+            return outcome
+        opened = self._engine.values.open(outcome)
+        self._engine.values.release((outcome,))
+        return opened
 
     def load_error(self, outcome: Any) -> BaseException:
         return copy_error(outcome) if isinstance(outcome, BaseException) else load_error(outcome)

@@ -11,10 +11,14 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from opcode import opmap
-from types import CodeType, FunctionType, MethodType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 _STORE_GLOBAL = opmap["STORE_GLOBAL"]
+#: Other ways to set one.
+_INDIRECT = frozenset({"globals", "exec", "eval"})
+#: Values that set nothing.
+_PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None), tuple, list, dict, set, frozenset})
 
 
 class SharedGlobals:
@@ -31,7 +35,7 @@ class SharedGlobals:
         try:
             return function(*args, **kwargs)
         finally:
-            for name, value in scope.items():
+            for name, value in list(scope.items()):
                 if name not in before or before[name] is not value:
                     known[name] = value
 
@@ -62,14 +66,21 @@ def may_set_globals(function: Any, scope: dict[str, Any]) -> bool:
         function = function.func if isinstance(function, partial) else function.__func__
     if not isinstance(function, FunctionType):
         return True  # some method of an object
-    return any(
-        isinstance(value, FunctionType) and value.__globals__ is scope and _stores(value.__code__)
-        for value in (function, *scope.values())
-    )
+    return any(_may_set(value, scope) for value in (function, *scope.values()))
+
+
+def _may_set(value: Any, scope: dict[str, Any]) -> bool:
+    if isinstance(value, FunctionType):
+        return value.__globals__ is scope and (value.__closure__ is not None or _stores(value.__code__))
+    # Objects and classes may have methods that do.
+    return not isinstance(value, (ModuleType, BuiltinFunctionType)) and type(value) not in _PLAIN
 
 
 def _stores(code: CodeType) -> bool:
     # What stands between the instructions may look like one: then the answer is a needless yes.
-    return _STORE_GLOBAL in code.co_code[::2] or any(
-        isinstance(constant, CodeType) and _stores(constant) for constant in code.co_consts
+    indirect = not _INDIRECT.isdisjoint(code.co_names)
+    return (
+        indirect
+        or _STORE_GLOBAL in code.co_code[::2]
+        or any(isinstance(constant, CodeType) and _stores(constant) for constant in code.co_consts)
     )

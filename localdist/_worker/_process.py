@@ -210,6 +210,7 @@ def main(
         thread = threading.Thread(target=service.serve, name="localdist-service", daemon=True)
         thread.start()
         if settings.initializer:
+            channel.reply(ReplyKind.UP, 0, 0.0, None)
             _initialize(reader, shared)
     except BaseException as error:  # noqa: BLE001  (whatever it is, the client has to hear of it)
         payload = pickle.dumps((traceback.format_exc(), dump_error(error, None)), 5)

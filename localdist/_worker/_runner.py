@@ -1,7 +1,7 @@
 """The slots of a worker: threads that take tasks, run them, and report each as soon as it has ended.
 
-A report is written before the next task begins. So what a worker has finished is never lost with it, and the task
-that it was running when it died is the oldest one that it had not reported (`slots` oldest ones, for more slots).
+A report is written before the next task begins, so what a worker has finished is never lost with it. What it was
+running when it died is told by the table in which each slot notes the task that it begins.
 
 Leader and followers: whichever slot is idle reads the task channel itself, so that a task crosses no thread on its
 way in; what it reads beyond its own need goes into `queue`, from which the others, and recalls, are served.

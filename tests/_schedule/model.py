@@ -112,9 +112,14 @@ class Model:
         for handle in run.handles:
             handle.dead, handle.claimed = True, False
 
+    def told(self, run: Run) -> set[Any]:
+        """Return who hears of a run's end: nobody, if nobody claims it, unless somebody may wait for it without a claim."""
+        detached = run.options is not None and run.options.detached
+        return {h.task for h in run.handles if not h.dead} if detached or self.claims(run) else set()
+
     def fail(self, run: Run, error: Any) -> None:
         run.status, run.outcome, run.at, run.kept = ERRED, error, None, False
-        self.failed |= {h.task for h in run.handles if not h.dead} if self.claims(run) else set()
+        self.failed |= self.told(run)
         for holder in self.holders(run):
             if holder.status == PENDING:
                 self.fail(holder, error)
@@ -180,7 +185,7 @@ class Model:
             self.dropped.append(value)
         else:
             run.status, run.outcome, run.at, run.kept = FINISHED, value, None, False
-            self.finished |= {h.task for h in run.handles if not h.dead} if self.claims(run) else set()
+            self.finished |= self.told(run)
         self.settle()
 
     def raise_(self, worker: str, run: Run, error: Any) -> None:

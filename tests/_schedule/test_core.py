@@ -491,16 +491,30 @@ def test_detached_task_leaves_when_it_ends(b: Bench, ending: Ending) -> None:
 
 
 def test_detached_task_runs_though_its_future_was_dropped(b: Bench) -> None:
-    """A detached task that was released before it ended runs, and its outcome is dropped then."""
+    """A detached task that was released before it ended runs; its end is announced, and its outcome dropped."""
     b.run("before")
     x, y = b.detached("x"), b.detached("y")
     b.release(x, y)
     assert (x.state, b.dropped) == (State.READY, [])
     b.report(b.core.tasks["before"])
     b.report(x)
+    assert (b.finished, b.failed, b.dropped) == (["x"], [], ["value of x"])
     b.fail(y, "E")
-    assert (b.finished, b.failed, b.dropped) == ([], [], ["E"])
+    assert (b.finished, b.failed, b.dropped) == ([], ["y"], ["E"])
     assert list(b.core.tasks) == ["before"]
+
+
+def test_pinned_task_is_neither_withdrawn_nor_stopped(b: Bench) -> None:
+    """Who was told that a task is as good as running finds it so, although it waits again; the others are cancelled."""
+    b.run("before")
+    x, y, z = b.detached("x"), b.detached("y"), b.detached("z")
+    x.pinned = True
+    b.withdraw(x, y)
+    assert (b.cancelled, x.state) == (["y"], State.READY)
+    b.stop()
+    assert (b.cancelled, x.state) == (["z"], State.READY)
+    b.report(b.core.tasks["before"])
+    assert b.dispatched == {"a": ["x"]}
 
 
 def test_detached_task_is_cancelled(b: Bench) -> None:
@@ -604,7 +618,8 @@ def test_failing_by_order_what_nobody_holds(b: Bench) -> None:
     running, ready = b.detached("running"), b.detached("ready")
     b.release(running, ready)
     b.fail_by_order(running, ready)
-    assert (b.failed, b.dropped, b.recalled) == ([], ["an order"] * 2, [("a", [running.seq])])
+    assert (b.failed, b.dropped) == (["running", "ready"], ["an order"] * 2)
+    assert b.recalled == [("a", [running.seq])]
     b.die(b.w[0])
     assert (b.out, b.core.tasks) == ([], {})
 

@@ -113,10 +113,13 @@ def test_functions_that_set_nothing_are_called_as_they_are() -> None:
     """As long as nobody has set anything, a function that sets nothing costs nothing more."""
     shared = SharedGlobals()
     scope: dict[str, Any] = {"__name__": "__main__"}
-    exec(textwrap.dedent(PROGRAM), scope)
-    assert may_set_globals(scope["late"], scope)  # its neighbours may
-    for name in ("begin", "start_counting", "count"):
-        del scope[name]
-    assert not may_set_globals(scope["late"], scope)
+    exec("import os\nA = [1]\ndef plain(): return A, os, helper()\ndef helper(): return len(A)", scope)
+    del scope["__builtins__"]
+    assert not may_set_globals(scope["plain"], scope)
+    for neighbour in ("def f():\n    global A\n    A = 1", "def f(): globals()['A'] = 1", "class C: pass", "C = object()"):
+        other = dict(scope)
+        exec("def plain(): return A\n" + neighbour, other)
+        del other["__builtins__"]
+        assert may_set_globals(other["plain"], other)
     late = arrive(PROGRAM, "late", shared, keep=True)
     assert late.get("key").__name__ == "late"
