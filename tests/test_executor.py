@@ -441,7 +441,7 @@ def test_arguments_are_let_go(executor: Executor) -> None:
 
 def test_results_of_map_are_let_go(executor: Executor) -> None:
     """The generator keeps no result that it has yielded."""
-    for value in executor.map(collections.Counter, [["a"]] * 10):
+    for value in executor.map(collections.Counter[str], [["a"]] * 10):
         ref = weakref.ref(value)
         del value
         assert ref() is None

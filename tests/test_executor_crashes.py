@@ -300,7 +300,8 @@ def test_several_workers_that_die_together() -> None:
 
 def test_results_outlive_their_workers(executor: Executor) -> None:
     """Finished results, small and large, are there after their workers have died, and are not computed again."""
-    small, large = executor.submit(pid), executor.submit(np.full, 4 * MB, 3)
+    small: Any = executor.submit(pid)
+    large: Any = executor.submit(np.full, 4 * MB, 3)
     assert cf.wait([small, large], LONG).not_done == set()
     pids = list(executor._processes)
     kill(pids)

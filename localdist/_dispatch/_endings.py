@@ -43,9 +43,15 @@ class Endings(Express):
     def _done(self) -> bool:
         return self._ends_when_done and not self.core.tasks and not self._inbox
 
-    def close(self, *, wait: bool = True) -> None:
-        """End the workers and the thread; everything unfinished is cancelled. Idempotent."""
+    def close(self, *, wait: bool = True, grace: float = GRACE) -> None:
+        """End the workers and the thread; everything unfinished is cancelled. Idempotent.
+
+        Args:
+            wait: return when it has ended.
+            grace: how long tasks may still run, in seconds.
+        """
         if not self._closing.is_set():
+            self._grace = grace
             self._closing.set()
             self.wake()
         if wait:

@@ -8,7 +8,7 @@ import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 from .._future import Deadline
 from .._options import make_options
@@ -20,6 +20,9 @@ from ._future import ExecutorFuture
 
 if TYPE_CHECKING:
     from .._client import Client
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class BaseExecutor(concurrent.futures.Executor):
@@ -54,7 +57,7 @@ class BaseExecutor(concurrent.futures.Executor):
         except ClosedClientError as e:
             self._refuse(e)
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> ExecutorFuture:
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> concurrent.futures.Future[T]:
         """Let a worker call ``fn(*args, **kwargs)`` and return the future of the result at once.
 
         Function and arguments are pickled now: what is written into them later is not seen. What cannot be pickled
@@ -76,12 +79,12 @@ class BaseExecutor(concurrent.futures.Executor):
 
     def map(
         self,
-        fn: Callable[..., Any],
+        fn: Callable[..., T],
         *iterables: Iterable[Any],
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,
-    ) -> Iterator[Any]:
+    ) -> Iterator[T]:
         """Let workers call `fn` with the elements of the iterables, as the built-in `map` does, several at a time.
 
         Args:

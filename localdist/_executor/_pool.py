@@ -168,7 +168,7 @@ class Executor(BaseExecutor):
         """Cancel all calls and end the workers now."""
         client = self._close_door()
         if client is not None:
-            client.engine.close()
+            client.engine.close(grace=0.0)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -252,5 +252,5 @@ class PoolClient(Client):
     def close(self, timeout: Duration = None) -> None:  # noqa: ARG002  (the interpreter's end calls it)
         # After a Ctrl-C that ended the program nobody waits for the rest; in a session, it may be any earlier one.
         if getattr(sys, "last_type", None) is KeyboardInterrupt and not hasattr(sys, "ps1"):
-            self.engine.close()
+            self.engine.close(grace=0.0)
         self.shut_down(wait=True, cancel=False)

@@ -507,7 +507,7 @@ def test_detached_task_runs_though_its_future_was_dropped(b: Bench) -> None:
 def test_pinned_task_is_neither_withdrawn_nor_stopped(b: Bench) -> None:
     """Who was told that a task is as good as running finds it so, although it waits again; the others are cancelled."""
     b.run("before")
-    x, y, z = b.detached("x"), b.detached("y"), b.detached("z")
+    x, y, _ = b.detached("x"), b.detached("y"), b.detached("z")
     x.pinned = True
     b.withdraw(x, y)
     assert (b.cancelled, x.state) == (["y"], State.READY)

@@ -116,7 +116,12 @@ def test_functions_that_set_nothing_are_called_as_they_are() -> None:
     exec("import os\nA = [1]\ndef plain(): return A, os, helper()\ndef helper(): return len(A)", scope)
     del scope["__builtins__"]
     assert not may_set_globals(scope["plain"], scope)
-    for neighbour in ("def f():\n    global A\n    A = 1", "def f(): globals()['A'] = 1", "class C: pass", "C = object()"):
+    for neighbour in (
+        "def f():\n    global A\n    A = 1",
+        "def f(): globals()['A'] = 1",
+        "class C: pass",
+        "C = object()",
+    ):
         other = dict(scope)
         exec("def plain(): return A\n" + neighbour, other)
         del other["__builtins__"]
