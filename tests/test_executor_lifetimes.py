@@ -1,0 +1,209 @@
+"""What lives how long: calls whose futures are dropped, results whose client closes, functions of failed calls."""
+
+from __future__ import annotations
+
+import concurrent.futures as cf
+import gc
+import subprocess
+import sys
+import textwrap
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from localdist import Client, Executor, LocalCluster
+from tests.support import Gate, eventually, inc, note, notes, wait_at
+
+LONG = 30
+
+
+def note_late(address: Any, path: str) -> None:
+    wait_at(address)
+    note(path, "done")
+
+
+@pytest.mark.parametrize("pure", [False, True])
+@pytest.mark.parametrize("how", ["future", "map"])
+def test_shutdown_waits_for_what_nobody_holds(client: Client, gate: Gate, tmp_path: Path, how: str, pure: bool) -> None:
+    """A call whose future, or generator, was dropped runs, and `shutdown` returns when it has ended."""
+    executor = client.get_executor(pure=pure)
+    path = str(tmp_path / "notes")
+    if how == "map":
+        next(executor.map(inc, [1]))
+        executor.map(note_late, [gate.address], [path])
+    else:
+        executor.submit(note_late, gate.address, path)
+    gate.wait_for()
+    with cf.ThreadPoolExecutor(1) as other:
+        ended = other.submit(executor.shutdown)
+        assert not cf.wait([ended], 0.2).done
+        gate.open()
+        ended.result(LONG)
+    assert notes(path) == ["done"]
+
+
+def test_shutdown_waits_for_a_call_that_is_shared(client: Client, gate: Gate) -> None:
+    """With pure=True a call may have been the client's before; it is waited for all the same."""
+    shared = client.submit(wait_at, gate.address)
+    executor = client.get_executor(pure=True)
+    executor.submit(wait_at, gate.address)
+    gate.wait_for()
+    with cf.ThreadPoolExecutor(1) as other:
+        ended = other.submit(executor.shutdown)
+        assert not cf.wait([ended], 0.2).done
+        gate.open()
+        ended.result(LONG)
+    assert shared.done()
+
+
+def test_ended_futures_outlive_their_client() -> None:
+    """A client that leaves its cluster cancels nothing that has ended, and leaves no bytes behind in the store."""
+    with LocalCluster(n_workers=1, threads_per_worker=1) as cluster, Client(cluster) as other:
+        client = Client(cluster, set_as_default=False)
+        executor = client.get_executor()
+        small, large = executor.submit(inc, 1), executor.submit(np.ones, 200_000)
+        failed: cf.Future[Any] = executor.submit(divmod, 1, 0)
+        cf.wait([small, large, failed], LONG)
+        client.close()
+        assert (small.result(), large.result().sum()) == (2, 200_000)
+        assert isinstance(failed.exception(), ZeroDivisionError)
+        del small, large
+        eventually(other, lambda: other._transport.inspect("statistics")["total_bytes"] == 0)
+
+
+def test_a_call_seen_running_is_not_cancelled_by_shutdown(gate: Gate) -> None:
+    """Although it had not begun: whoever was told that it runs may rely on it."""
+    executor = Executor(1)
+    for _ in range(2):  # so that the next ones are known to be quick
+        cf.wait([executor.submit(inc, i) for i in range(200)], LONG)
+    held = executor.submit(wait_at, gate.address)
+    gate.wait_for()
+    futures = [executor.submit(inc, i) for i in range(50)]
+    running = [future for future in futures if future.running()]
+    refused = [future for future in futures[:5] if not future.cancel()]
+    executor.shutdown(wait=False, cancel_futures=True)
+    gate.open()
+    executor.shutdown()
+    assert held.exception() is None
+    assert not any(future.cancelled() for future in [*running, *refused])
+    assert futures[-1].cancelled()
+
+
+class Load:
+    pass
+
+
+def make_call(load: Load, how: str) -> Any:
+    def call() -> None:
+        assert load is None, "it raises"
+
+    return call if how == "raises" else lambda: bool(load)
+
+
+@pytest.mark.parametrize("how", ["returns", "raises", "is cancelled"])
+def test_futures_do_not_keep_functions(gate: Gate, how: str) -> None:
+    """Neither the function of a call that has ended is kept, nor the bytes that it was sent as."""
+    with Executor(1) as executor:
+        executor.submit(inc, 1).result()
+        if how == "is cancelled":
+            executor.submit(wait_at, gate.address)
+            gate.wait_for()
+        load = Load()
+        ref = weakref.ref(load)
+        future = executor.submit(make_call(load, how))
+        if how == "is cancelled":
+            executor.submit(inc, 1)
+            assert future.cancel()
+        else:
+            future.exception(LONG)
+        entry: Any = future._entry  # type: ignore[attr-defined]
+        assert (entry.function, entry.call) == (None, None)
+        del load
+        gc.collect()
+        assert ref() is None
+        gate.open()
+
+
+def test_the_collector_runs_while_iterables_are_read() -> None:
+    """Reading a generator of the user may take hours, and make garbage."""
+    seen = []
+
+    def numbers() -> Any:
+        for i in range(3):
+            seen.append(gc.isenabled())
+            yield i
+
+    with Executor(1) as executor:
+        assert list(executor.map(inc, numbers())) == [1, 2, 3]
+    assert seen == [True] * 3
+
+
+SETTING = """
+    from localdist import Executor
+
+    M = 0
+
+    class Loader:
+        def load(self):
+            global M
+            M = 42
+
+    def by_method():
+        Loader().load()
+
+    def by_name():
+        globals()["N"] = 1
+
+    def decorated(f):
+        return lambda: f()
+
+    @decorated
+    def wrapped():
+        global W
+        W = 7
+
+    with Executor(1) as executor:
+        for setter in (by_method, by_name, wrapped):
+            executor.submit(setter).result()
+        print(executor.submit(lambda: (M, N, W)).result())
+"""
+
+WAITING_FOR_EACH_OTHER = """
+    import multiprocessing
+
+    from localdist import Executor
+
+    barrier = multiprocessing.get_context("spawn").Barrier(4)
+
+    with Executor(4, initializer=lambda b: b.wait(25), initargs=(barrier,)) as executor:
+        print(list(executor.map(abs, range(-8, 0))), len(executor._processes))
+"""
+
+AT_THE_END = """
+    from localdist import Executor
+
+    executor = Executor(1)
+    for i in range(3):
+        executor.submit(abs, -i).add_done_callback(lambda future: print("called back", future.result()))
+    print("the end")
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        (SETTING, ["(42, 1, 7)"]),
+        (WAITING_FOR_EACH_OTHER, ["[8, 7, 6, 5, 4, 3, 2, 1] 4"]),
+        (AT_THE_END, ["the end", "called back 0", "called back 1", "called back 2"]),
+    ],
+    ids=["globals", "initializers", "callbacks"],
+)
+def test_scripts(tmp_path: Path, program: str, expected: list[str]) -> None:
+    """What is set in whatever way is there in the next call; initializers may wait for each other; callbacks run at the end."""
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(program))
+    done = subprocess.run([sys.executable, "-W", "error", str(script)], capture_output=True, text=True, timeout=LONG)
+    assert (done.stdout.splitlines(), done.stderr) == (expected, "")
