@@ -240,7 +240,7 @@ class Assignment:
             worker.last_report = now
         estimate = task.group.seconds
         worker.quota -= 1
-        self._hand_over(worker, task, TARGET if estimate is None else max(estimate, OVERHEAD))
+        self._hand_over(worker, task, self.target if estimate is None else max(estimate, OVERHEAD))
         self._update(worker)
 
     @staticmethod
@@ -291,6 +291,8 @@ class Assignment:
     def _serve(self, worker: Worker, share: int, now: float, batches: list[tuple[Worker, list[Task]]]) -> bool:
         """Give a worker its share, or what it has room for; say whether that was anything."""
         was_idle = not worker.outstanding
+        if len(worker.outstanding) >= worker.slots and now >= worker.last_report + STALL:
+            return False  # it is busy with something that takes longer than was thought
         batch = self._fill(worker, share)
         if lanes := self.workers[worker]:
             # Not before: a task that was taken back belongs into the lane that it came from.
@@ -321,7 +323,8 @@ class Assignment:
             if task is None:
                 break
             estimate = task.group.seconds
-            cost = TARGET if estimate is None else max(estimate, OVERHEAD)
+            # What was never measured fills the worker, so that nothing is sent to wait behind it.
+            cost = self.target if estimate is None else max(estimate, OVERHEAD)
             if len(outstanding) >= slots and cost > budget:
                 self._take_back(worker, task)
                 break

@@ -407,3 +407,25 @@ def test_lanes_of_the_past_cost_nothing() -> None:
     for task in sent:
         b.report(task)
     assert b.core.assignment.lanes == {}
+
+
+def test_nothing_waits_behind_what_was_never_measured() -> None:
+    """However much a worker may have in advance by now: a new function may take hours."""
+    b = Bench("a", "b")
+    b.core.assignment.target = 20 * TARGET
+    b.group("tiny", seconds=1e-5)
+    b.run("new", group="new")
+    some(b, 4, group="tiny")
+    assert sorted(len(w.outstanding) for w in b.w) == [1, 4]
+
+
+def test_a_worker_that_takes_longer_than_thought_gets_nothing_in_advance() -> None:
+    """It is given work again when it reports."""
+    b = Bench("a")
+    b.group("tiny", seconds=1e-5)
+    first = b.run("first", group="tiny")
+    b.tell(events.DeadlineReached(), later=STALL)
+    later = b.run("later", group="tiny")
+    assert keys(b.w[0].outstanding.values()) == ["first"]
+    b.report(first)
+    assert keys(b.w[0].outstanding.values()) == [later.key]
