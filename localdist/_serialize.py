@@ -110,10 +110,10 @@ def unpack(stream: bytes | memoryview, buffers: Sequence[memoryview] = ()) -> An
 
 
 def _cloudpickled(obj: object, in_band: Callable[[PickleBuffer], bool] | None) -> bytes:
-    from cloudpickle import Pickler
+    from localdist._pickler import ValuePickler
 
     with BytesIO() as file:
-        Pickler(file, protocol=5, buffer_callback=in_band).dump(obj)
+        ValuePickler(file, protocol=5, buffer_callback=in_band).dump(obj)
         return file.getvalue()
 
 

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "localdist"
 # A new part of the package gets its place here.
 ORDER = [
     {"errors", "abc"},
-    {"_key", "_modules", "_serialize", "_wire"},
+    {"_key", "_modules", "_pickler", "_serialize", "_wire"},
     {"_graph", "_schedule", "_pipe", "_chunk"},
     {"_state", "_registry", "_store", "_transport", "sync"},
     {"_worker"},

@@ -128,11 +128,11 @@ class _Carrier:
         self.pickled = b""
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        from cloudpickle import Pickler
+        from .._pickler import ValuePickler
 
-        class SpawnPickler(Pickler):  # type: ignore[misc]  # cloudpickle has no type hints
+        class SpawnPickler(ValuePickler):
             # How multiprocessing's own things travel is known to its own pickler only.
-            dispatch_table: ClassVar[Any] = ChainMap(ForkingPickler._extra_reducers, Pickler.dispatch_table)  # type: ignore[attr-defined]
+            dispatch_table: ClassVar[Any] = ChainMap(ForkingPickler._extra_reducers, ValuePickler.dispatch_table)  # type: ignore[attr-defined]
 
         with BytesIO() as file:
             SpawnPickler(file, protocol=5).dump(self._initializer)
