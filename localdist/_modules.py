@@ -8,10 +8,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import time
 from functools import partial
 from threading import RLock
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
+
+from localdist._key import outline
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -23,6 +26,7 @@ _STANDARD = os.path.dirname(os.__file__) + os.sep
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 _LOCALDIST = os.path.dirname(__file__) + os.sep
 
+_STARTED = time.time()  # a file changed later than this may differ from the module that this process loaded
 _lock = RLock()  # a module that is reloaded may submit something
 #: Here: what was seen last of each module, and how often it was reloaded since it was first seen.
 _generations: dict[str, tuple[Any, int]] = {}
@@ -80,6 +84,40 @@ def follow(reloaded: Iterable[tuple[str, int]]) -> None:
                 if here < generation and name in sys.modules:
                     importlib.reload(sys.modules[name])
                 _followed[name] = generation
+
+
+_verified: dict[tuple[str, str], bytes] = {}  # outline last asked for -> looked at already
+
+
+def look_up(module: str, name: str) -> Any:
+    """Return what a module has under a dotted name; import it if need be."""
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def reload_if_older(module: str, name: str, wanted: bytes) -> None:
+    """Reload `module` if its function `name` is not the one wanted and its file has changed since this process began.
+
+    The file is asked because outlines may differ for good: a default may be the time, a decorator may count.
+    """
+    if _verified.get((module, name)) == wanted:
+        return
+    with _lock:
+        if outline(look_up(module, name)) != wanted and _has_changed(module):
+            importlib.reload(sys.modules[module])
+            for known in [known for known in _verified if known[0] == module]:
+                del _verified[known]
+        _verified[module, name] = wanted
+
+
+def _has_changed(module: str) -> bool:
+    try:
+        state = os.stat(getattr(sys.modules[module], "__file__", None) or "")
+    except OSError:  # not from a file
+        return False
+    return max(state.st_mtime, state.st_ctime) >= _STARTED - 2  # some file systems count in steps of two seconds
 
 
 def _is_own(module: object) -> bool:

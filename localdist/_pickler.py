@@ -28,7 +28,9 @@ def _reduce_cached(cached: Any) -> Any:
 
     if reference(cached) is not None:
         return cached.__reduce__()
-    attributes = {name: value for name, value in cached.__dict__.items() if name not in ("__wrapped__", "cache_parameters")}
+    attributes = {
+        name: value for name, value in cached.__dict__.items() if name not in ("__wrapped__", "cache_parameters")
+    }
     parameters = cached.cache_parameters()
     return _make_cached, (cached.__wrapped__, parameters["maxsize"], parameters["typed"], attributes)
 

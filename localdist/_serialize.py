@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import builtins
 import copyreg
-import importlib
-import os
 import sys
-import time
 from functools import partial
 from io import BytesIO
 from itertools import count
@@ -28,11 +25,10 @@ from localdist._key import (
     code_use,
     describe,
     function_name,
-    outline,
     reference,
     type_name,
 )
-from localdist._modules import Seen, follow, generations, modules_of, unchanged
+from localdist._modules import Seen, follow, generations, look_up, modules_of, reload_if_older, unchanged
 from localdist.errors import SerializationError
 
 if TYPE_CHECKING:
@@ -45,7 +41,6 @@ FRAME_LIMIT = 100  # frames kept of a traceback, half from each end: endless rec
 CHAIN_LIMIT = 50  # links of causes and contexts that are followed
 _STACK_GLOBAL = b"\x93"  # the opcode that looks up a name: streams without it mean the same everywhere
 _BLAME_DEPTH = 6  # levels of containers that are searched for the culprit
-_STARTED = time.time()  # a file changed later than this may differ from the module that this process loaded
 
 
 def pack(obj: object) -> tuple[bytes, list[PickleBuffer]]:
@@ -78,7 +73,7 @@ def pack(obj: object) -> tuple[bytes, list[PickleBuffer]]:
         stream = dumps(obj, 5, buffer_callback=in_band)
     except Exception:  # noqa: BLE001  # cloudpickle tells what is wrong, if anything is
         stream = None
-    if stream is not None and (_STACK_GLOBAL not in stream or (b"__main__" not in stream and not _by_value_modules())):
+    if stream is not None and (_STACK_GLOBAL not in stream or (b"__main__" not in stream and not by_value_modules())):
         return stream, buffers
     buffers.clear()
     return _cloudpickled(obj, in_band), buffers
@@ -90,7 +85,7 @@ def pack_whole(obj: object) -> bytes:
         stream = dumps(obj, 5)
     except Exception:  # noqa: BLE001  # cloudpickle tells what is wrong, if anything is
         stream = None
-    if stream is not None and b"__main__" not in stream and not _by_value_modules():
+    if stream is not None and b"__main__" not in stream and not by_value_modules():
         return stream
     return _cloudpickled(obj, None)
 
@@ -117,7 +112,7 @@ def _cloudpickled(obj: object, in_band: Callable[[PickleBuffer], bool] | None) -
         return file.getvalue()
 
 
-def _by_value_modules() -> Iterable[str]:
+def by_value_modules() -> Iterable[str]:
     """Return the modules that the user told cloudpickle to send by value; none while cloudpickle is not loaded."""
     # While another thread imports it, it is there and has no content.
     registry = getattr(sys.modules.get("cloudpickle"), "list_registry_pickle_by_value", None)
@@ -177,17 +172,27 @@ class Function:
         pickled: what `load_function` takes.
         cacheable: whether one loaded copy may serve many calls; otherwise tasks would share what it captures.
         by_reference: whether it travels as module and name.
+        variables: what has to come as the first argument of its calls (`localdist._apart.Variables`), or None.
     """
 
-    __slots__ = ("by_reference", "cacheable", "digest", "id", "name", "pickled")
+    __slots__ = ("by_reference", "cacheable", "digest", "id", "name", "pickled", "variables")
 
-    def __init__(self, func: object, digest: bytes | None, pickled: bytes, cacheable: bool, by_reference: bool) -> None:
+    def __init__(
+        self,
+        func: object,
+        digest: bytes | None,
+        pickled: bytes,
+        cacheable: bool,
+        by_reference: bool,
+        variables: Any = None,
+    ) -> None:
         self.id = next(_function_ids)
         self.name = function_name(func)
         self.digest = digest
         self.pickled = pickled
         self.cacheable = cacheable
         self.by_reference = by_reference
+        self.variables = variables
 
     def __repr__(self) -> str:
         how = "by reference" if self.by_reference else "by value"
@@ -259,7 +264,7 @@ def _is_fixed(value: object) -> bool:
 
 def _watch_all(func: Any, watches: dict[int, _Watch]) -> bool:
     """Watch `func` and all functions it captures; False where something can change unseen or is shared by calls."""
-    where = _name_to_send(func)
+    where = name_to_send(func)
     if where is None:
         if type(func) is not FunctionType or func.__dict__ or code_use(func.__code__).rebinds:
             return False
@@ -273,7 +278,7 @@ def _watch_all(func: Any, watches: dict[int, _Watch]) -> bool:
     return all(id(value) in watches or _watch_all(value, watches) for value in captured)
 
 
-def _name_to_send(obj: Any) -> tuple[str, str] | None:
+def name_to_send(obj: Any) -> tuple[str, str] | None:
     """Return module and name if that is how pickle sends `obj`, else None."""
     if not isinstance(obj, (FunctionType, BuiltinFunctionType, type)):
         try:  # functools.lru_cache, numpy.ufunc: objects that reduce to their name
@@ -282,7 +287,7 @@ def _name_to_send(obj: Any) -> tuple[str, str] | None:
         except Exception:  # noqa: BLE001  # it is the object's own code, and may raise anything
             return None
     where = reference(obj)
-    if where is not None and any(where[0] == m or where[0].startswith(f"{m}.") for m in _by_value_modules()):
+    if where is not None and any(where[0] == m or where[0].startswith(f"{m}.") for m in by_value_modules()):
         return None
     return where
 
@@ -313,7 +318,7 @@ class FunctionTable:
         known = self._known.get(id(func))
         if known is not None:
             ref, others, watch, modules, function = known
-            if ref() is func and watch.holds(func) and not _by_value_modules() and unchanged(modules):
+            if ref() is func and watch.holds(func) and not by_value_modules() and unchanged(modules):
                 for other in others:
                     captured = other.ref()
                     if captured is None or not other.holds(captured):
@@ -322,13 +327,18 @@ class FunctionTable:
                     return function
         return self._describe_anew(func)
 
+    @staticmethod
+    def _can_watch(func: Any) -> bool:
+        """Say whether nothing that `func` captures can change unseen."""
+        return _watch_all(func, {})
+
     def _describe_anew(self, func: Any) -> Function:
         watches: dict[int, _Watch] = {}  # made first: what changes while we describe is noticed next time
         cacheable = _watch_all(func, watches)
         modules = modules_of(func)
-        where = _name_to_send(func)
+        where = name_to_send(func)
         digest, references = describe(func)
-        if _by_value_modules():  # their functions travel in the stream, and the registry may change at any time
+        if by_value_modules():  # their functions travel in the stream, and the registry may change at any time
             cacheable, references = cacheable and where is not None, ()
         try:
             stream = None if where is not None else pack_whole(func)
@@ -336,7 +346,7 @@ class FunctionTable:
             raise SerializationError("function", blame(func), None, str(error)) from error
         pickled = dumps((where, [tuple(entry) for entry in references], generations(modules), stream), 5)
         function = Function(func, digest, pickled, cacheable, where is not None)
-        if not cacheable or _by_value_modules():
+        if not cacheable or by_value_modules():
             return function
         identity, known = id(func), self._known
 
@@ -354,11 +364,15 @@ class FunctionTable:
         return function
 
 
-def load_function(pickled: bytes) -> Any:
+def load_function(pickled: bytes, load: Callable[[bytes], Any] = loads) -> Any:
     """Return the callable that `Function.pickled` describes.
 
     If a module that it comes from has been edited and reloaded where the function was sent from, the module is reloaded
     here too.
+
+    Args:
+        pickled: the description.
+        load: unpickles what travels by value.
 
     Raises:
         Exception: whatever importing or rebuilding raises.
@@ -366,41 +380,8 @@ def load_function(pickled: bytes) -> Any:
     where, references, reloaded, stream = loads(pickled)
     follow(reloaded)
     for module, name, wanted in references:
-        if _verified.get((module, name)) != wanted:
-            _reload_if_older(module, name, wanted)
-    return loads(stream) if where is None else _look_up(*where)
-
-
-_verified: dict[tuple[str, str], bytes] = {}  # outline last asked for -> looked at already
-_reload_lock = Lock()
-
-
-def _look_up(module: str, name: str) -> Any:
-    found: Any = importlib.import_module(module)
-    for part in name.split("."):
-        found = getattr(found, part)
-    return found
-
-
-def _reload_if_older(module: str, name: str, wanted: bytes) -> None:
-    """Reload `module` if its function `name` is not the one wanted and its file has changed since this process began.
-
-    The file is asked because outlines may differ for good: a default may be the time, a decorator may count.
-    """
-    with _reload_lock:
-        if outline(_look_up(module, name)) != wanted and _has_changed(module):
-            importlib.reload(sys.modules[module])
-            for known in [known for known in _verified if known[0] == module]:
-                del _verified[known]
-        _verified[module, name] = wanted
-
-
-def _has_changed(module: str) -> bool:
-    try:
-        state = os.stat(getattr(sys.modules[module], "__file__", None) or "")
-    except OSError:  # not from a file
-        return False
-    return max(state.st_mtime, state.st_ctime) >= _STARTED - 2  # some file systems count in steps of two seconds
+        reload_if_older(module, name, wanted)
+    return load(stream) if where is None else look_up(*where)
 
 
 def dump_error(exc: BaseException, key: object, skip_frames_in: tuple[str, ...] = ()) -> bytes:

@@ -33,7 +33,7 @@ class Flaky:
 def test_against_a_plain_loop(failures: list[int], retries: int) -> None:
     """Each element is tried 1 + `retries` times; the first that never succeeds ends the chunk, and nothing runs twice."""
     flaky = Flaky(dict(enumerate(failures)))
-    result = run_chunk(flaky, retries, tuple(range(len(failures))))
+    result = run_chunk(flaky, retries, (), {}, tuple(range(len(failures))))
     hopeless = next((i for i, count in enumerate(failures) if count > retries), None)
     done = [-i for i in range(len(failures) if hopeless is None else hopeless)]
     tried = [i for i, count in enumerate(failures[: len(done)]) for _ in range(count + 1)]
@@ -49,8 +49,9 @@ def test_against_a_plain_loop(failures: list[int], retries: int) -> None:
 
 def test_several_columns() -> None:
     """Columns are the arguments, in order."""
-    assert run_chunk(operator.sub, 0, (5, 6), (1, 2)) == [4, 4]
-    assert run_chunk(pow, 1, (2,), (3,), (5,)) == [3]
+    assert run_chunk(operator.sub, 0, (), {}, (5, 6), (1, 2)) == [4, 4]
+    assert run_chunk(pow, 1, (), {}, (2,), (3,), (5,)) == [3]
+    assert run_chunk(pow, 0, (2,), {"mod": 5}, (3, 4)) == [3, 1]
 
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration])
@@ -62,7 +63,7 @@ def test_any_exception_is_the_calls_own(error: Any) -> None:
             raise error("on purpose")
         return value
 
-    result = run_chunk(fail, 0, (0, 1, 0))
+    result = run_chunk(fail, 0, (), {}, (0, 1, 0))
     assert isinstance(result, FailedChunk)
     assert result.results == [0]
     assert type(result.error) is error
@@ -74,7 +75,7 @@ def test_a_failed_chunk_travels_with_its_traceback() -> None:
     def fail(value: int) -> int:
         raise ValueError("on purpose")
 
-    result = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(run_chunk(fail, 0, (1,))))))
+    result = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(run_chunk(fail, 0, (), {}, (1,))))))
     error = load_error(result.error)
     assert repr(error) == "ValueError('on purpose')"
     names = []

@@ -182,6 +182,58 @@ WAITING_FOR_EACH_OTHER = """
         print(list(executor.map(abs, range(-8, 0))), len(executor._processes))
 """
 
+STATE = """
+    import functools
+    import itertools
+    import random
+
+    from localdist import Executor
+
+    generator, numbers, cache, large = random.Random(5), itertools.count(), {}, list(range(100_000))
+    changed = [1]
+
+    def draw(_): return generator.random()
+    def count(_): return next(numbers)
+    def remember(x): return cache.setdefault(x, len(cache))
+    def look(i): return large[i]
+    def seen(x, before=[]): before.append(x); return before
+    def read(): return list(changed)
+
+    @functools.lru_cache
+    def once(x): return next(numbers)
+
+    @functools.singledispatch
+    def kind(x): return "any"
+
+    @kind.register
+    def _(x: int): return "int"
+
+    class Single:
+        made = None
+
+        @classmethod
+        def get(cls):
+            if cls.made is None:
+                cls.made = next(numbers)
+            return cls.made
+
+        @functools.cached_property
+        def seven(self): return 7
+
+    def single(): return Single.get()
+
+    with Executor(1) as executor:
+        run = lambda *call: executor.submit(*call).result()
+        print(len(set(executor.map(draw, range(20)))), len({run(draw, 0) for _ in range(5)}))
+        print(list(executor.map(count, range(3))), run(count, 0), list(executor.map(count, range(4), chunksize=2)))
+        print([run(remember, x) for x in "aba"], run(look, 99_999), list(executor.map(look, range(4), chunksize=3)))
+        print(run(seen, 1), run(seen, 2), run(functools.partial(seen, 3)))
+        print(run(once, 1) == run(once, 1), run(kind, 1), run(kind, ""), run(lambda: Single().seven), run(single) == run(single))
+        print(run(read), changed.append(2), run(read))
+        for changed in ([3], (4,), "5", [6], "5", [6]):
+            print(run(read), end=" ")
+"""
+
 AT_THE_END = """
     from localdist import Executor
 
@@ -196,13 +248,25 @@ AT_THE_END = """
     ("program", "expected"),
     [
         (SETTING, ["(42, 1, 7)"]),
+        (
+            STATE,
+            [
+                "20 5",
+                "[0, 1, 2] 3 [4, 5, 6, 7]",
+                "[0, 1, 0] 99999 [0, 1, 2, 3]",
+                "[1] [1, 2] [1, 2, 3]",
+                "True int any 7 True",
+                "[1] None [1, 2]",
+                "[3] [4] ['5'] [6] ['5'] [6] ",
+            ],
+        ),
         (WAITING_FOR_EACH_OTHER, ["[8, 7, 6, 5, 4, 3, 2, 1] 4"]),
         (AT_THE_END, ["the end", "called back 0", "called back 1", "called back 2"]),
     ],
-    ids=["globals", "initializers", "callbacks"],
+    ids=["globals", "state", "initializers", "callbacks"],
 )
 def test_scripts(tmp_path: Path, program: str, expected: list[str]) -> None:
-    """What is set in whatever way is there in the next call; initializers may wait for each other; callbacks run at the end."""
+    """What calls leave in globals stays while the script leaves them alone; initializers may wait for each other; ..."""
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(program))
     done = subprocess.run([sys.executable, "-W", "error", str(script)], capture_output=True, text=True, timeout=LONG)

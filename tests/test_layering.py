@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "localdist"
 ORDER = [
     {"errors", "abc"},
     {"_key", "_modules", "_pickler", "_serialize", "_wire"},
-    {"_graph", "_schedule", "_pipe", "_chunk"},
+    {"_apart", "_graph", "_schedule", "_pipe", "_chunk"},
     {"_state", "_registry", "_store", "_transport", "sync"},
     {"_worker"},
     {"_dispatch", "_future", "_callbacks", "_options"},

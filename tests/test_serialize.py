@@ -24,7 +24,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from localdist import _serialize
+from localdist import _modules, _serialize
 from localdist._serialize import (
     OUT_OF_BAND_MIN,
     TEXT_LIMIT,
@@ -512,11 +512,11 @@ def test_receiver_does_not_reload_without_need(module_file: pathlib.Path) -> Non
     pickled = FunctionTable().describe(load(module_file, source).f).pickled
     now = importlib.reload(sys.modules["edited_module"])
     kept = now.loaded
-    started, _serialize._STARTED = _serialize._STARTED, module_file.stat().st_ctime + 10
+    started, _modules._STARTED = _modules._STARTED, module_file.stat().st_ctime + 10
     try:
         assert load_function(pickled)(1) == id(kept)
     finally:
-        _serialize._STARTED = started
+        _modules._STARTED = started
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,9 @@ class Endings(Express):
 
     @property
     def _done(self) -> bool:
-        return self._ends_when_done and not self.core.tasks and not self._inbox
+        if not self._ends_when_done or self._inbox:
+            return False
+        return all(task.state is State.FINISHED or task.state is State.ERRED for task in self.core.tasks.values())
 
     def close(self, *, wait: bool = True, grace: float = GRACE) -> None:
         """End the workers and the thread; everything unfinished is cancelled. Idempotent.

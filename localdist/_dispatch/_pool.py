@@ -120,6 +120,26 @@ def _kill(popen: ReferenceType[Any]) -> None:
         os.kill(found.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
+def _poll(popen: ReferenceType[Any], flag: int | None = None) -> int | None:
+    """Return the exit code behind a Popen object, or None while the process runs, also if two threads ask at once.
+
+    The one that comes second finds no such process, and the code is not noted yet.
+    """
+    found = popen()
+    if found is None:
+        return None
+    code: int | None = type(found).poll(found) if flag is None else type(found).poll(found, flag)
+    deadline = time.monotonic() + 1.0
+    while code is None and time.monotonic() < deadline:
+        try:
+            os.kill(found.pid, 0)
+            return None
+        except ProcessLookupError:  # noqa: PERF203  (the loop ends with it)
+            time.sleep(0)  # lets the other thread go on
+            code = found.returncode
+    return code
+
+
 class _Carrier:
     """Pickles an initializer while its worker is started: locks and queues of multiprocessing travel only then."""
 
@@ -193,6 +213,8 @@ class ProcessWorker:
         self.pid: int = self.process.pid
         # Loky's lacks it, and those who look at our processes expect it.
         self.process._popen.kill = partial(_kill, ref(self.process._popen))
+        if sys.platform != "win32":
+            self.process._popen.poll = partial(_poll, ref(self.process._popen))
         self.tasks = PatientWriter(task_writer)
         self.control = PatientWriter(control_writer)
         self.writers = (self.tasks, self.control)

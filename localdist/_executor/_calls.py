@@ -6,12 +6,13 @@ import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from marshal import dumps as marshal_dumps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .._chunk import FailedChunk
 from .._future import Deadline, Future
-from .._graph import extract
+from .._graph import extract, futures_in
 from .._key import ATOMS
 from .._schedule.records import Group, Options, Task
 from .._serialize import Function
@@ -23,8 +24,24 @@ from ._future import await_end, give_up, take_value
 if TYPE_CHECKING:
     from .._client import Client
 
+T = TypeVar("T")
+
 #: Calls of `map` that are handed to the scheduler at a time: the first run while the last are being pickled.
 PART = 2_000
+
+
+def unwrap(fn: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    """Take a partial apart, so that a large array in it travels as an argument does.
+
+    Returns:
+        What is called in the end, its first arguments and its keyword arguments.
+    """
+    before: tuple[Any, ...] = ()
+    keywords: dict[str, Any] = {}
+    inner: Any = fn
+    while type(inner) is partial:
+        inner, before, keywords = inner.func, inner.args + before, {**inner.keywords, **keywords}
+    return inner, before, keywords
 
 
 class Calls:
@@ -46,11 +63,32 @@ class Calls:
 
     def submit(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Entry:
         """Submit one call."""
+        fn, before, keywords = unwrap(fn)
+        if before or keywords:
+            args, kwargs = before + args, {**keywords, **kwargs}
+        try:
+            function = self.client._describe(fn)
+            first = self._prepare(function)
+        except Exception as e:  # noqa: BLE001  (pickling runs the values' own code; its errors are the call's)
+            return self._failed(fn, e)
+        return self._submit(function, fn, first + args, kwargs)
+
+    def _prepare(self, function: Function) -> tuple[Any, ...]:
+        """Return what has to stand before the arguments of each call of a function."""
+        variables = function.variables
+        if variables is None:
+            return ()
+        if sum(variable.nbytes for variable in variables) <= INLINE_MAX // 2:
+            return (variables,)
+        return (self.client._scatter_one(variables, None, hashed=False),)
+
+    def _submit(
+        self, function: Function, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Entry:
         client = self.client
         try:
-            function = client._functions.describe(fn) if not client._in_threads else client._describe(fn)
             call, dependencies = self._encode(function, fn, args, kwargs)
-        except Exception as e:  # noqa: BLE001  (pickling runs the values' own code; its errors are the call's)
+        except Exception as e:  # noqa: BLE001  (as in `submit`)
             return self._failed(fn, e)
         entry = self._new(function.name, client._group(function.name), function, call, dependencies)
         with client._board.lock:
@@ -67,12 +105,14 @@ class Calls:
     def submit_many(self, fn: Callable[..., Any], part: list[tuple[Any, ...]]) -> list[Entry]:
         """Submit a call for each tuple of arguments."""
         client = self.client
-        if client._in_threads or not set(map(type, itertools.chain.from_iterable(part))) <= ATOMS:
-            return [self.submit(fn, args, {}) for args in part]
+        fn, before, keywords = unwrap(fn)
         try:
-            function = client._functions.describe(fn)
+            function = client._describe(fn)
+            first = self._prepare(function) + before
         except Exception as e:  # noqa: BLE001  (as in `submit`)
             return [self._failed(fn, e) for _ in part]
+        if first or keywords or client._in_threads or not set(map(type, itertools.chain.from_iterable(part))) <= ATOMS:
+            return [self._submit(function, fn, first + args, keywords) for args in part]
         name, group = function.name, client._group(function.name)
         entries: list[Entry] = []
         with collection_paused():
@@ -82,20 +122,43 @@ class Calls:
                     break
                 entries.append(self._new(name, group, function, payload, ()))
             self._enter(entries)
-        return entries + [self.submit(fn, args, {}) for args in part[len(entries) :]]
+        return entries + [self._submit(function, fn, args, {}) for args in part[len(entries) :]]
 
     def submit_chunk(self, fn: Callable[..., Any], columns: tuple[tuple[Any, ...], ...], retries: int) -> Entry:
         """Submit one call of `run_chunk`: many calls, given by the columns of their arguments."""
         client = self.client
+        fn, before, keywords = unwrap(fn)
         try:
             function = client._describe(fn)
-            call, dependencies = client._transport.encode(function, fn, (retries, *columns), None, ())
+            args, _, futures = extract((*self._prepare(function), retries, before, keywords), {}, Future)
+            inputs = [client._own_entry(future) for future in futures]
+            call, dependencies = client._transport.encode(function, fn, (*args, *columns), None, inputs)
         except Exception as e:  # noqa: BLE001  (as in `submit`)
             return self._failed(fn, e)
         group = client._group(f"{function.name} x {len(columns[0])}")  # chunks of another length take another time
         entry = self._new(function.name, group, function, call, dependencies)
         self._enter([entry])
         return entry
+
+    def share(self, fn: Callable[..., T]) -> tuple[Callable[..., T], Any]:
+        """Store what is large in a partial once for all of its calls.
+
+        Returns:
+            What to call, and what has to be kept until the last call was submitted.
+        """
+        client = self.client
+        if not isinstance(fn, partial) or client._in_threads:
+            return fn, None
+        values = dict(enumerate(fn.args)) | fn.keywords
+        held = {
+            place: client._scatter_one(value, None, hashed=False)
+            for place, value in values.items()
+            if type(value) not in ATOMS and not futures_in(value, Future) and client._transport.is_large(value)
+        }
+        if not held:
+            return fn, None
+        args = [held.get(i, value) for i, value in enumerate(fn.args)]
+        return partial(fn.func, *args, **{word: held.get(word, value) for word, value in fn.keywords.items()}), held
 
     def _encode(
         self, function: Function, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -188,8 +251,9 @@ class SharedCalls(Calls):
 class Results:
     """Entries of one `map` whose results were not yielded, in order. When it is dropped they run on, unseen."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, held: Any) -> None:
         self._client = client
+        self._held = held
         self._entries: deque[Entry] = deque()
 
     def __del__(self) -> None:

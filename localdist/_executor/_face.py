@@ -110,7 +110,9 @@ class BaseExecutor(concurrent.futures.Executor):
         if buffersize is not None:
             buffersize = check_positive("buffersize", buffersize)
         with self._refusing():
-            results = Results(self._ready().client)
+            calls = self._ready()
+            fn, held = calls.share(fn)
+            results = Results(calls.client, held)
         if chunksize > 1:
             more = self._submit_chunks(fn, iterables, chunksize)
         else:

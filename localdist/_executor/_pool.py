@@ -13,6 +13,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from .._apart import ApartTable
 from .._client import Client
 from .._cluster import LocalCluster, pack_initializer
 from .._dispatch._crew import Settings
@@ -230,6 +231,7 @@ class PoolClient(Client):
         self.engine = pool._engine
         super().__init__(pool, set_as_default=False)
         self._finalizer.detach()
+        self._functions = ApartTable()
         # The engine, not this object, knows when the last callback has come.
         self.engine.at_end = self._callbacks.finish
 

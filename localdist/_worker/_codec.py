@@ -6,8 +6,10 @@ import marshal
 import threading
 from collections.abc import Callable
 from functools import partial
+from pickle import loads
 from typing import Any, Protocol
 
+from .._apart import Variables
 from .._chunk import run_chunk
 from .._graph import bind, fill
 from .._serialize import blame, dump_error, load_function, pack, qualified_type, unpack
@@ -50,14 +52,15 @@ class LoadedFunction:
         shared: what such functions have set in this process, if they are to share it.
     """
 
-    __slots__ = ("_keep", "_loaded", "_pickled", "_scope", "_sets", "_shared")
+    __slots__ = ("_keep", "_loaded", "_own", "_pickled", "_scope", "_sets", "_shared")
 
     def __init__(self, pickled: bytes, keep: bool, shared: SharedGlobals | None = None) -> None:
         self._pickled = pickled
         self._keep = keep
         self._shared = shared
-        #: its globals, if it came by value, and whether it may set any
+        #: its globals, if it came by value, those of them that came with it, and whether it may set any
         self._scope: dict[str, Any] | None = None
+        self._own: dict[str, Any] = {}
         self._sets = False
         self._loaded: Callable[..., Any] | None = None
 
@@ -68,19 +71,21 @@ class LoadedFunction:
             function = self._load(key)
         scope = self._scope
         if scope is not None and self._shared is not None and (self._sets or self._shared.concerns(scope)):
-            return partial(self._shared.call, function, scope)
+            return partial(self._shared.call, function, scope, self._own)
         return function
 
     def _load(self, key: Any) -> Callable[..., Any]:
         function: Callable[..., Any]
         try:
             with unpickling:
-                function = load_function(self._pickled)
+                function = load_function(self._pickled, loads if self._shared is None else self._shared.load)
         except Exception as e:
             raise DeserializationError("function", key, f"{type(e).__name__}: {e}") from e
         if self._shared is not None:
             self._scope = scope_of(function)
-            self._sets = self._scope is not None and may_set_globals(function, self._scope)
+            if self._scope is not None:
+                self._own = self._shared.own(self._scope)
+                self._sets = may_set_globals(function, self._scope)
         if self._keep:
             self._loaded = function
         return function
@@ -92,7 +97,14 @@ class ProcessCodec:
     `on_unmapped` is called with a segment's name for every mapping that was granted to this worker and is gone.
     """
 
-    def __init__(self, writer: SegmentWriter, reader: SegmentReader, on_unmapped: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        writer: SegmentWriter,
+        reader: SegmentReader,
+        on_unmapped: Callable[[str], None],
+        shared: SharedGlobals | None = None,
+    ) -> None:
+        self._shared = shared
         self._writer = writer
         self._reader = reader
         self._on_unmapped = on_unmapped
@@ -118,6 +130,9 @@ class ProcessCodec:
         try:
             with unpickling:
                 args, kwargs = unpack(stream, buffers)
+                if self._shared is not None and args and type(args[0]) is Variables:
+                    self._shared.receive(args[0])
+                    args = args[1:]
         except BaseException as e:
             raise DeserializationError("argument", item.key, f"{type(e).__name__}: {e}") from e
         finally:

@@ -8,11 +8,13 @@ that the initializer sets is there in the calls, and one that a call sets (a mod
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from opcode import opmap
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
+
+from .._apart import Variable, load_apart
 
 _STORE_GLOBAL = opmap["STORE_GLOBAL"]
 #: Other ways to set one.
@@ -26,10 +28,50 @@ class SharedGlobals:
 
     def __init__(self) -> None:
         self._modules: dict[str, dict[str, Any]] = {}
+        #: digests of the variables that the client has sent
+        self._digests: dict[str, dict[str, bytes]] = {}
 
-    def call(self, function: Callable[..., Any], scope: dict[str, Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Call a function, whose globals are `scope`, with what others have set, and keep what it sets itself."""
-        known = self._modules.setdefault(scope.get("__name__", "__main__"), {})
+    def receive(self, variables: Iterable[Variable]) -> None:
+        """Take the variables that a function was sent without; what is here already stays as calls have left it.
+
+        Raises:
+            Exception: what rebuilding a value raises.
+        """
+        for variable in variables:
+            name = variable.name
+            digests = self._digests.setdefault(variable.module, {})
+            if digests.get(name) != variable.digest:
+                known = self._modules.setdefault(variable.module, {})
+                # What the initializer has set counts more than what the client had then.
+                if name in digests or name not in known:
+                    known[name] = variable.load()
+                digests[name] = variable.digest
+
+    def load(self, stream: bytes) -> Any:
+        """Rebuild a function that was sent without its variables, after these were received."""
+        return load_apart(stream, lambda name: self._modules[name[0]][name[1]])
+
+    def own(self, scope: dict[str, Any]) -> dict[str, Any]:
+        """Return those of a new function's globals that came with it."""
+        module = scope.get("__name__", "__main__")
+        known, digests = self._modules.get(module, {}), self._digests.get(module, {})
+        return {k: v for k, v in scope.items() if not (k in digests and k in known and known[k] is v)}
+
+    def call(
+        self, function: Callable[..., Any], scope: dict[str, Any], own: dict[str, Any], /, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Call a function, whose globals are `scope`, with what others have set, and keep what it sets itself.
+
+        Those that came with it, `own`, take the place of variables that the client had sent before under these names.
+        """
+        module = scope.get("__name__", "__main__")
+        known = self._modules.setdefault(module, {})
+        digests = self._digests.get(module)
+        if digests:
+            for name in digests.keys() & own.keys():
+                del digests[name]
+                known.pop(name, None)
+        scope.update(own)
         scope.update(known)
         before = dict(scope)
         try:

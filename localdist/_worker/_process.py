@@ -199,7 +199,7 @@ def main(
         )
         shared = SharedGlobals() if settings.shared_globals else None
         channel = PipeChannel(reader, out, writer, leave, shared)
-        codec = ProcessCodec(writer, SegmentReader(channel.unmapped.append), channel.unmapped.append)
+        codec = ProcessCodec(writer, SegmentReader(channel.unmapped.append), channel.unmapped.append, shared)
         handle = WorkerHandle(settings.address, settings.name, os.getpid(), settings.folders.disk)
         begun = (
             [0] * settings.slots if settings.begun is None else BegunTable.open(settings.begun, settings.slots).slots
@@ -246,7 +246,7 @@ def _initialize(reader: FrameReader, shared: SharedGlobals | None) -> None:
     function, args = unpack(frames[0])
     scope = scope_of(function)
     if shared is not None and scope is not None:
-        function = partial(shared.call, function, scope)
+        function = partial(shared.call, function, scope, dict(scope))
     try:
         function(*args)
     except BaseException:
