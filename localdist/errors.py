@@ -226,7 +226,9 @@ class WorkerStartError(LocaldistError, RuntimeError):
         self.exitcode, self.stderr = exitcode, stderr
 
     def __str__(self) -> str:
-        text = f"a worker process could not start: it {describe_exit(self.exitcode)}"
+        text = "a worker process could not start"
+        if self.exitcode is not None or not self.stderr:
+            text += f": it {describe_exit(self.exitcode)}"
         return f"{text}. It says:\n{self.stderr}" if self.stderr else text
 
 

@@ -184,12 +184,18 @@ WAITING_FOR_EACH_OTHER = """
 
 STATE = """
     import functools
-    import itertools
     import random
 
     from localdist import Executor
 
-    generator, numbers, cache, large = random.Random(5), itertools.count(), {}, list(range(100_000))
+    class Numbers:
+        last = -1
+
+        def __next__(self):
+            self.last += 1
+            return self.last
+
+    generator, numbers, cache, large = random.Random(5), Numbers(), {}, list(range(100_000))
     changed = [1]
 
     def draw(_): return generator.random()

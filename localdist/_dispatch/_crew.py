@@ -29,6 +29,11 @@ TERMINATION = 2.0
 #: How long a running task may delay the end of its worker at close, in seconds.
 GRACE = 0.5
 
+_SPAWN_HINT = (
+    "\nLocks, queues and values of multiprocessing that go into initargs have to be made by "
+    'multiprocessing.get_context("spawn"): no worker is forked'
+)
+
 _pool_numbers = itertools.count()
 
 
@@ -151,7 +156,8 @@ class Crew:
             if self.workers and isinstance(e, OSError):  # too many processes, or open files: those that run have to do
                 self._retry_after = monotonic() + RETRY
             else:
-                self.fail(WorkerStartError(None, f"{type(e).__name__}: {e}"))
+                hint = _SPAWN_HINT if isinstance(e, RuntimeError) else ""
+                self.fail(WorkerStartError(None, f"{type(e).__name__}: {e}{hint}"))
             return False
         self.workers.append(process)
         process.watch(self._poller)

@@ -173,6 +173,8 @@ class ExecutorFuture(StandardFace):
                 kind = type(self._known[0] if self._known[1] is None else self._known[1])
             elif status is FINISHED:
                 kind = entry.client._transport.type_of(entry.outcome)
+            else:
+                kind = type(as_broken(entry.client._transport.load_error(entry.outcome)))
             if kind is not None:
                 shown += f" {'returned' if status is FINISHED else 'raised'} {kind.__name__}"
         return f"<Future at {id(self):#x} state={shown} key={entry.key}>"
