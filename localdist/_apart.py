@@ -76,9 +76,14 @@ def _pickle_variable(name: Name, value: Any) -> Variable:
     return Variable(*name, digest.digest(), [stream, *[buffer.raw() for buffer in buffers]])
 
 
-def variables_of(func: Any) -> dict[Name, Any]:
-    """Find the global variables that a callable which travels by value reads, itself or through others like it."""
+def variables_of(func: Any) -> tuple[dict[Name, Any], set[int]]:
+    """Find the global variables that a callable which travels by value reads, itself or through others like it.
+
+    Returns:
+        The variables, and the `id` of everything that these functions hold otherwise, in cells and default values.
+    """
     found: dict[Name, Any] = {}
+    held: set[int] = set()
     seen: set[int] = set()
     stack = [func]
     while stack:
@@ -92,19 +97,20 @@ def variables_of(func: Any) -> dict[Name, Any]:
             stack += [value.__func__, type(value.__self__)]
         elif isinstance(value, FunctionType):
             if reference(value) is None:
-                stack += _read_by(value, found)
+                stack += _read_by(value, found, held)
         elif isinstance(value, type) and reference(value) is None:
             stack += [part for member in vars(value).values() for part in _code_in(member)]
             stack += value.__bases__
-    return found
+    return found, held
 
 
-def _read_by(function: FunctionType, found: dict[Name, Any]) -> list[Any]:
-    """Add the variables that a function reads to `found`; return the code that it uses."""
+def _read_by(function: FunctionType, found: dict[Name, Any], held: set[int]) -> list[Any]:
+    """Add the variables that a function reads to `found`, what it holds to `held`; return the code that it uses."""
     scope = function.__globals__
     module = scope.get("__name__", "__main__")
     used: list[Any] = [cell_content(cell) for cell in function.__closure__ or ()]
-    used += function.__defaults__ or ()
+    used += (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    held.update(map(id, used))
     for name in code_use(function.__code__).reads:
         if name in scope:
             value = scope[name]
@@ -162,15 +168,18 @@ class ApartTable(FunctionTable):
     def _describe_anew(self, func: Any) -> Function:
         if name_to_send(func) is not None or by_value_modules():
             return super()._describe_anew(func)
-        found = variables_of(func)
+        found, held = variables_of(func)
         if not found and self._can_watch(func):
             return super()._describe_anew(func)
         variables = Variables([_pickle_variable(name, value) for name, value in found.items()])
+        names = {id(value): name for name, value in found.items()}
         try:
-            stream = _pickle_function(func, {id(value): name for name, value in found.items()})
+            stream = _pickle_function(func, names)
         except Exception as e:
             raise SerializationError("function", blame(func), None, str(e)) from e
-        pickled = dumps((None, [], generations(modules_of(func)), stream), 5)
+        # What it holds it has for good: when that changes, it is another function.
+        held_values = [] if held.isdisjoint(names) else [variable.digest for variable in variables]
+        pickled = dumps((None, [], generations(modules_of(func)), stream, held_values), 5)
         return self._remember(func, pickled, variables or None)
 
     def _remember(self, func: Any, pickled: bytes, variables: Variables | None) -> Function:

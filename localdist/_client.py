@@ -320,7 +320,8 @@ class Client(Submission):
         """Return a `concurrent.futures.Executor` that runs calls on this client's workers.
 
         It keeps the rules of `localdist.Executor`, and so of the standard library; shutting it down leaves the client
-        open. Futures of this client may be arguments.
+        open. Futures of this client may be arguments. What a call leaves in global variables of the script is not seen
+        by the next one, as with all tasks of a client.
 
         Args:
             pure: True: equal calls share one execution, and cancelling one cancels it for all.

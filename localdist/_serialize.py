@@ -377,7 +377,7 @@ def load_function(pickled: bytes, load: Callable[[bytes], Any] = loads) -> Any:
     Raises:
         Exception: whatever importing or rebuilding raises.
     """
-    where, references, reloaded, stream = loads(pickled)
+    where, references, reloaded, stream, *_ = loads(pickled)
     follow(reloaded)
     for module, name, wanted in references:
         reload_if_older(module, name, wanted)

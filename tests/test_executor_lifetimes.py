@@ -204,6 +204,7 @@ STATE = """
     def look(i): return large[i]
     def seen(x, before=[]): before.append(x); return before
     def read(): return list(changed)
+    def held(x, given=changed): return given == changed, list(given)
 
     @functools.lru_cache
     def once(x): return next(numbers)
@@ -235,7 +236,7 @@ STATE = """
         print([run(remember, x) for x in "aba"], run(look, 99_999), list(executor.map(look, range(4), chunksize=3)))
         print(run(seen, 1), run(seen, 2), run(functools.partial(seen, 3)))
         print(run(once, 1) == run(once, 1), run(kind, 1), run(kind, ""), run(lambda: Single().seven), run(single) == run(single))
-        print(run(read), changed.append(2), run(read))
+        print(run(held, 0), run(read), changed.append(2), run(read), run(held, 0))
         for changed in ([3], (4,), "5", [6], "5", [6]):
             print(run(read), end=" ")
 """
@@ -262,7 +263,7 @@ AT_THE_END = """
                 "[0, 1, 0] 99999 [0, 1, 2, 3]",
                 "[1] [1, 2] [1, 2, 3]",
                 "True int any 7 True",
-                "[1] None [1, 2]",
+                "(True, [1]) [1] None [1, 2] (True, [1, 2])",
                 "[3] [4] ['5'] [6] ['5'] [6] ",
             ],
         ),
