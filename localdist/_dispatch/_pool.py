@@ -129,12 +129,16 @@ def _poll(popen: ReferenceType[Any], flag: int | None = None) -> int | None:
     if found is None:
         return None
     code: int | None = type(found).poll(found) if flag is None else type(found).poll(found, flag)
-    deadline = time.monotonic() + 1.0
-    while code is None and time.monotonic() < deadline:
+    # Where the program collects exit codes itself, nobody will ever note it; that is found out once.
+    deadline = time.monotonic() + (0.0 if hasattr(found, "unknown") else 0.1)
+    while code is None:
         try:
             os.kill(found.pid, 0)
             return None
         except ProcessLookupError:  # noqa: PERF203  (the loop ends with it)
+            if time.monotonic() > deadline:
+                found.unknown = True
+                return None
             time.sleep(0)  # lets the other thread go on
             code = found.returncode
     return code
