@@ -172,10 +172,10 @@ class Function:
         pickled: what `load_function` takes.
         cacheable: whether one loaded copy may serve many calls; otherwise tasks would share what it captures.
         by_reference: whether it travels as module and name.
-        variables: what has to come as the first argument of its calls (`localdist._apart.Variables`), or None.
+        large: what has to come as the first argument of its calls (`localdist._kept.LargeFunction`), or None.
     """
 
-    __slots__ = ("by_reference", "cacheable", "digest", "id", "name", "pickled", "variables")
+    __slots__ = ("by_reference", "cacheable", "digest", "id", "name", "pickled", "large")
 
     def __init__(
         self,
@@ -184,7 +184,6 @@ class Function:
         pickled: bytes,
         cacheable: bool,
         by_reference: bool,
-        variables: Any = None,
     ) -> None:
         self.id = next(_function_ids)
         self.name = function_name(func)
@@ -192,7 +191,7 @@ class Function:
         self.pickled = pickled
         self.cacheable = cacheable
         self.by_reference = by_reference
-        self.variables = variables
+        self.large: Any = None
 
     def __repr__(self) -> str:
         how = "by reference" if self.by_reference else "by value"
@@ -377,7 +376,7 @@ def load_function(pickled: bytes, load: Callable[[bytes], Any] = loads) -> Any:
     Raises:
         Exception: whatever importing or rebuilding raises.
     """
-    where, references, reloaded, stream, *_ = loads(pickled)
+    where, references, reloaded, stream = loads(pickled)
     follow(reloaded)
     for module, name, wanted in references:
         reload_if_older(module, name, wanted)

@@ -171,6 +171,27 @@ SETTING = """
         print(executor.submit(lambda: (M, N, W)).result())
 """
 
+INITIALIZED = """
+    from localdist import Executor
+
+    state, number, untouched = {}, 0, [1]
+
+    def begin(value):
+        global number
+        number = value
+        state["value"] = value
+        state["seen"] = list(untouched)
+
+    def read(): return state, number, untouched
+
+    with Executor(1, initializer=begin, initargs=(5,)) as executor:
+        print(executor.submit(read).result(), executor.submit(lambda: state).result())
+        state = {"changed": 1}
+        number = 7
+        untouched.append(2)
+        print(executor.submit(read).result())
+"""
+
 WAITING_FOR_EACH_OTHER = """
     import multiprocessing
 
@@ -267,10 +288,17 @@ AT_THE_END = """
                 "[3] [4] ['5'] [6] ['5'] [6] ",
             ],
         ),
+        (
+            INITIALIZED,
+            [
+                "({'value': 5, 'seen': [1]}, 5, [1]) {'value': 5, 'seen': [1]}",
+                "({'changed': 1}, 7, [1, 2])",
+            ],
+        ),
         (WAITING_FOR_EACH_OTHER, ["[8, 7, 6, 5, 4, 3, 2, 1] 4"]),
         (AT_THE_END, ["the end", "called back 0", "called back 1", "called back 2"]),
     ],
-    ids=["globals", "state", "initializers", "callbacks"],
+    ids=["globals", "state", "initialized", "initializers", "callbacks"],
 )
 def test_scripts(tmp_path: Path, program: str, expected: list[str]) -> None:
     """What calls leave in globals stays while the script leaves them alone; initializers may wait for each other; ..."""

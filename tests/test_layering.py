@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "localdist"
 ORDER = [
     {"errors", "abc"},
     {"_key", "_modules", "_pickler", "_serialize", "_wire"},
-    {"_apart", "_graph", "_schedule", "_pipe", "_chunk"},
+    {"_kept", "_graph", "_schedule", "_pipe", "_chunk"},
     {"_state", "_registry", "_store", "_transport", "sync"},
     {"_worker"},
     {"_dispatch", "_future", "_callbacks", "_options"},
@@ -283,7 +283,7 @@ def test_each_way_to_import_is_seen(text: str, package: Path) -> None:
     assert against_the_order(write(package, _key="", _client=text.replace("_client", "_key"))) == []
 
 
-def test_imports_for_types_are_told_apart(package: Path) -> None:
+def test_imports_for_types_are_told_kept(package: Path) -> None:
     """What only a type checker imports is free of the order, but workers must not do even that."""
     text = "if TYPE_CHECKING:\n    from localdist._schedule import core\nelse:\n    import numpy"
     imports = write(package, _schedule__in__core="", _key=text, _worker__in__loop=text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections import deque
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from .._client import Client
 
 T = TypeVar("T")
+#: What stands for an argument that is still to come, in partials of Python 3.14; they are left as they are.
+_PLACEHOLDER = type(getattr(functools, "Placeholder", Ellipsis))
+#: Partials within partials that are taken apart.
+_NESTING = 100
 
 #: Calls of `map` that are handed to the scheduler at a time: the first run while the last are being pickled.
 PART = 2_000
@@ -39,7 +44,9 @@ def unwrap(fn: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[Any, ...],
     before: tuple[Any, ...] = ()
     keywords: dict[str, Any] = {}
     inner: Any = fn
-    while type(inner) is partial:
+    for _ in range(_NESTING):  # one may contain itself
+        if type(inner) is not partial or _PLACEHOLDER in map(type, inner.args):
+            break
         inner, before, keywords = inner.func, inner.args + before, {**inner.keywords, **keywords}
     return inner, before, keywords
 
@@ -75,12 +82,9 @@ class Calls:
 
     def _prepare(self, function: Function) -> tuple[Any, ...]:
         """Return what has to stand before the arguments of each call of a function."""
-        variables = function.variables
-        if variables is None:
+        if function.large is None:
             return ()
-        if sum(variable.nbytes for variable in variables) <= INLINE_MAX // 2:
-            return (variables,)
-        return (self.client._scatter_one(variables, None, hashed=False),)
+        return (self.client._scatter_one(function.large, None, hashed=False),)
 
     def _submit(
         self, function: Function, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -147,7 +151,7 @@ class Calls:
             What to call, and what has to be kept until the last call was submitted.
         """
         client = self.client
-        if not isinstance(fn, partial) or client._in_threads:
+        if type(fn) is not partial or _PLACEHOLDER in map(type, fn.args) or client._in_threads:
             return fn, None
         values = dict(enumerate(fn.args)) | fn.keywords
         held = {

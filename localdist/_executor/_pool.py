@@ -13,11 +13,11 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from .._apart import ApartTable
 from .._client import Client
 from .._cluster import LocalCluster, pack_initializer
 from .._dispatch._crew import Settings
 from .._future import Duration
+from .._kept import KeptFunctions
 from .._schedule.records import Options
 from .._serialize import qualified_type
 from .._state import Board
@@ -231,7 +231,7 @@ class PoolClient(Client):
         self.engine = pool._engine
         super().__init__(pool, set_as_default=False)
         self._finalizer.detach()
-        self._functions = ApartTable()
+        self._functions = KeptFunctions()
         # The engine, not this object, knows when the last callback has come.
         self.engine.at_end = self._callbacks.finish
 

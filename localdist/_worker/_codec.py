@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import marshal
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from pickle import loads
 from typing import Any, Protocol
 
-from .._apart import Variables
 from .._chunk import run_chunk
 from .._graph import bind, fill
+from .._kept import LargeFunction
 from .._serialize import blame, dump_error, load_function, pack, qualified_type, unpack
 from .._store._segment import SegmentReader, SegmentWriter, Stored
 from .._wire import INLINE_MAX, Item, Local, ReplyKind
 from ..errors import DeserializationError, LocaldistError, SerializationError
 from ._globals import SharedGlobals, may_set_globals, scope_of
 
+#: Large functions that a worker keeps.
+LARGE_KEPT = 8
 #: First byte of arguments that are plain atoms: a tuple in marshal's format. A pickle begins with 0x80.
 _MARSHALLED = ord("(")
 
@@ -47,15 +49,15 @@ class LoadedFunction:
     """A function that the scheduler sent, unpickled when it is first called.
 
     Args:
-        pickled: what `load_function` takes.
+        source: what `load_function` takes, or a large function.
         keep: whether one copy may serve many calls.
         shared: what such functions have set in this process, if they are to share it.
     """
 
-    __slots__ = ("_keep", "_loaded", "_own", "_pickled", "_scope", "_sets", "_shared")
+    __slots__ = ("_keep", "_loaded", "_own", "_scope", "_sets", "_shared", "_source")
 
-    def __init__(self, pickled: bytes, keep: bool, shared: SharedGlobals | None = None) -> None:
-        self._pickled = pickled
+    def __init__(self, source: bytes | LargeFunction, keep: bool, shared: SharedGlobals | None = None) -> None:
+        self._source = source
         self._keep = keep
         self._shared = shared
         #: its globals, if it came by value, those of them that came with it, and whether it may set any
@@ -78,16 +80,17 @@ class LoadedFunction:
         function: Callable[..., Any]
         try:
             with unpickling:
-                function = load_function(self._pickled, loads if self._shared is None else self._shared.load)
+                source = self._source
+                function = source.load() if isinstance(source, LargeFunction) else load_function(source)
         except Exception as e:
             raise DeserializationError("function", key, f"{type(e).__name__}: {e}") from e
         if self._shared is not None:
             self._scope = scope_of(function)
             if self._scope is not None:
-                self._own = self._shared.own(self._scope)
+                self._own = self._shared.reconcile(self._scope)
                 self._sets = may_set_globals(function, self._scope)
         if self._keep:
-            self._loaded = function
+            self._loaded, self._source = function, b""
         return function
 
 
@@ -105,6 +108,8 @@ class ProcessCodec:
         shared: SharedGlobals | None = None,
     ) -> None:
         self._shared = shared
+        #: large functions by id, the one used last comes last
+        self._large: OrderedDict[int, LoadedFunction] = OrderedDict()
         self._writer = writer
         self._reader = reader
         self._on_unmapped = on_unmapped
@@ -130,8 +135,8 @@ class ProcessCodec:
         try:
             with unpickling:
                 args, kwargs = unpack(stream, buffers)
-                if self._shared is not None and args and type(args[0]) is Variables:
-                    self._shared.receive(args[0])
+                if args and type(args[0]) is LargeFunction:
+                    function = self._keep_large(args[0])
                     args = args[1:]
         except BaseException as e:
             raise DeserializationError("argument", item.key, f"{type(e).__name__}: {e}") from e
@@ -139,6 +144,16 @@ class ProcessCodec:
             bind(())
         called = function.get(item.key)
         return (called, args, kwargs) if kwargs is not None else (run_chunk, (called, *args), {})
+
+    def _keep_large(self, large: LargeFunction) -> LoadedFunction:
+        known = self._large.get(large.id)
+        if known is None:
+            known = self._large[large.id] = LoadedFunction(large, True, self._shared)
+            if len(self._large) > LARGE_KEPT:
+                self._large.popitem(last=False)
+        else:
+            self._large.move_to_end(large.id)
+        return known
 
     def _open(self, item: Item) -> list[list[memoryview]]:
         """Map every stored input; what was granted and is not mapped, because of an error, counts as unmapped."""

@@ -8,15 +8,17 @@ that the initializer sets is there in the calls, and one that a call sets (a mod
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from opcode import opmap
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from .._apart import Variable, load_apart
+from .._key import ATOMS
+from .._serialize import pack_whole
 
 _STORE_GLOBAL = opmap["STORE_GLOBAL"]
+_CODE = (FunctionType, BuiltinFunctionType, type, ModuleType)
 #: Other ways to set one.
 _INDIRECT = frozenset({"globals", "exec", "eval"})
 #: Values that set nothing.
@@ -28,49 +30,50 @@ class SharedGlobals:
 
     def __init__(self) -> None:
         self._modules: dict[str, dict[str, Any]] = {}
-        #: digests of the variables that the client has sent
-        self._digests: dict[str, dict[str, bytes]] = {}
+        #: what the client had sent under these names when they were set
+        self._sent: dict[str, dict[str, Any]] = {}
 
-    def receive(self, variables: Iterable[Variable]) -> None:
-        """Take the variables that a function was sent without; what is here already stays as calls have left it.
-
-        Raises:
-            Exception: what rebuilding a value raises.
-        """
-        for variable in variables:
-            name = variable.name
-            digests = self._digests.setdefault(variable.module, {})
-            if digests.get(name) != variable.digest:
-                known = self._modules.setdefault(variable.module, {})
-                # What the initializer has set counts more than what the client had then.
-                if name in digests or name not in known:
-                    known[name] = variable.load()
-                digests[name] = variable.digest
-
-    def load(self, stream: bytes) -> Any:
-        """Rebuild a function that was sent without its variables, after these were received."""
-        return load_apart(stream, lambda name: self._modules[name[0]][name[1]])
-
-    def own(self, scope: dict[str, Any]) -> dict[str, Any]:
-        """Return those of a new function's globals that came with it."""
+    def initialize(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        """Call an initializer: also what it has changed without setting it, such as a dict that it fills, is kept."""
+        scope = scope_of(function)
+        if scope is None:
+            function(*args)
+            return
+        own = dict(scope)
+        data = {n: v for n, v in own.items() if type(v) not in ATOMS and not isinstance(v, _CODE) and n[:2] != "__"}
+        before = {name: _fingerprint(value) for name, value in data.items()}
+        self.call(function, scope, own, *args)
         module = scope.get("__name__", "__main__")
-        known, digests = self._modules.get(module, {}), self._digests.get(module, {})
-        return {k: v for k, v in scope.items() if not (k in digests and k in known and known[k] is v)}
+        known, sent = self._modules[module], self._sent.setdefault(module, {})
+        for name, value in data.items():
+            if name not in known and _fingerprint(value) != before[name]:
+                known[name], sent[name] = value, before[name]
+
+    def reconcile(self, scope: dict[str, Any]) -> dict[str, Any]:
+        """Look at the globals that a function has brought, and return them; what the client has changed counts."""
+        own = dict(scope)
+        module = scope.get("__name__", "__main__")
+        known, sent = self._modules.get(module), self._sent.setdefault(module, {})
+        for name in known.keys() & own.keys() if known else ():
+            now = _fingerprint(own[name])
+            if sent.setdefault(name, now) != now:
+                del known[name]  # type: ignore[union-attr]  # not empty
+                sent[name] = now
+        return own
 
     def call(
         self, function: Callable[..., Any], scope: dict[str, Any], own: dict[str, Any], /, *args: Any, **kwargs: Any
     ) -> Any:
         """Call a function, whose globals are `scope`, with what others have set, and keep what it sets itself.
 
-        Those that came with it, `own`, take the place of variables that the client had sent before under these names.
+        Args:
+            function: what to call.
+            scope: its globals.
+            own: those that it has brought.
+            args, kwargs: its arguments.
         """
         module = scope.get("__name__", "__main__")
         known = self._modules.setdefault(module, {})
-        digests = self._digests.get(module)
-        if digests:
-            for name in digests.keys() & own.keys():
-                del digests[name]
-                known.pop(name, None)
         scope.update(own)
         scope.update(known)
         before = dict(scope)
@@ -80,10 +83,24 @@ class SharedGlobals:
             for name, value in list(scope.items()):
                 if name not in before or before[name] is not value:
                     known[name] = value
+                    if name in own:
+                        self._sent.setdefault(module, {})[name] = _fingerprint(own[name])
 
     def concerns(self, scope: dict[str, Any]) -> bool:
         """Say whether anything was set that functions with these globals should see."""
         return bool(self._modules.get(scope.get("__name__", "__main__")))
+
+
+def _fingerprint(value: Any) -> Any:
+    """Return something that differs when the client has sent another value."""
+    if type(value) in ATOMS:
+        return type(value), repr(value)
+    if isinstance(value, _CODE):
+        return type(value), getattr(value, "__qualname__", value.__name__), getattr(value, "__code__", None)
+    try:
+        return type(value), pack_whole(value)
+    except Exception:  # noqa: BLE001  (it is the value's own code; calls may have made it what cannot be pickled)
+        return type(value), None
 
 
 def scope_of(function: Any) -> dict[str, Any] | None:

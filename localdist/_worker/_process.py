@@ -15,7 +15,6 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
@@ -26,7 +25,7 @@ from .._store._segment import Folders, SegmentReader, SegmentWriter, remove_fold
 from .._wire import REPLY, Control, Item, ReplyKind
 from ._codec import LoadedFunction, ProcessCodec
 from ._context import WorkerHandle
-from ._globals import SharedGlobals, scope_of
+from ._globals import SharedGlobals
 from ._runner import Runner
 
 #: How long a worker that cannot start may take to send what it has put into queues, in seconds.
@@ -244,11 +243,11 @@ def _initialize(reader: FrameReader, shared: SharedGlobals | None) -> None:
         if frames is None:
             raise EOFError("the client is gone")
     function, args = unpack(frames[0])
-    scope = scope_of(function)
-    if shared is not None and scope is not None:
-        function = partial(shared.call, function, scope, dict(scope))
     try:
-        function(*args)
+        if shared is None:
+            function(*args)
+        else:
+            shared.initialize(function, args)
     except BaseException:
         # As the standard library's pool does it: whoever collects the logs of workers finds it there.
         logging.getLogger("concurrent.futures").critical("Exception in initializer:", exc_info=True)
