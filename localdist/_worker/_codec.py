@@ -78,20 +78,22 @@ class LoadedFunction:
 
     def _load(self, key: Any) -> Callable[..., Any]:
         function: Callable[..., Any]
-        try:
-            with unpickling:
-                source = self._source
+        with unpickling:
+            if self._loaded is not None:  # another slot was faster
+                return self._loaded
+            source = self._source
+            try:
                 function = source.load() if isinstance(source, LargeFunction) else load_function(source)
-        except Exception as e:
-            raise DeserializationError("function", key, f"{type(e).__name__}: {e}") from e
-        if self._shared is not None:
-            self._scope = scope_of(function)
-            if self._scope is not None:
-                self._own = self._shared.reconcile(self._scope)
-                self._sets = may_set_globals(function, self._scope)
-        if self._keep:
-            self._loaded, self._source = function, b""
-        return function
+            except Exception as e:
+                raise DeserializationError("function", key, f"{type(e).__name__}: {e}") from e
+            if self._shared is not None:
+                self._scope = scope_of(function)
+                if self._scope is not None:
+                    self._own = self._shared.reconcile(self._scope)
+                    self._sets = may_set_globals(function, self._scope)
+            if self._keep:
+                self._loaded, self._source = function, b""
+            return function
 
 
 class ProcessCodec:

@@ -455,7 +455,9 @@ class SchedulerAgainstModel(RuleBasedStateMachine):
     @invariant()
     def no_slot_is_idle_while_a_task_could_run_there(self) -> None:
         at, quota = self.model.at, self.model.quota
-        idle = [w for a, w in self.workers.items() if len(at[a]) < w.slots and quota[a]]
+        # What is sent to a worker that is to give something back would overtake that.
+        able = [(a, w) for a, w in self.workers.items() if quota[a] and a not in self.recalling]
+        idle = [w for a, w in able if len(at[a]) < w.slots]
         for run in self.model.ready():
             assert not any(self.may_run(self.first[run], worker) for worker in idle)
 
