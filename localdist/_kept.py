@@ -10,13 +10,25 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pickle import PickleBuffer, dumps, loads
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType
 
 from xxhash import xxh3_128
 
+from ._key import code_use
 from ._modules import generations, modules_of
-from ._serialize import Function, FunctionTable, blame, by_value_modules, load_function, name_to_send, pack, unpack
+from ._serialize import (
+    Function,
+    FunctionTable,
+    blame,
+    by_value_modules,
+    can_be_packed,
+    load_function,
+    name_to_send,
+    pack,
+    unpack,
+)
 from ._wire import INLINE_MAX
 from .errors import SerializationError
 
@@ -80,7 +92,7 @@ class KeptFunctions(FunctionTable):
         try:
             stream, buffers = pack(func)
         except Exception as e:
-            raise SerializationError("function", blame(func), None, str(e)) from e
+            raise SerializationError(_culprit(func), blame(func), None, str(e)) from e
         head: tuple[Any, ...] = (None, [], generations(modules_of(func)))
         if not buffers and len(stream) <= _LARGE:
             pickled = dumps((*head, stream), 5)
@@ -113,6 +125,15 @@ class KeptFunctions(FunctionTable):
         with suppress(TypeError):  # what allows no weak reference cannot be recognised
             latest[identity] = (ReferenceType(func, forget), described_by, function)
         return function
+
+
+def _culprit(func: Any) -> str:
+    """Name what it is of a function that cannot be pickled: one of its global variables, as far as one can see."""
+    if isinstance(func, FunctionType):
+        for name in code_use(func.__code__).reads:
+            if name in func.__globals__ and not can_be_packed(func.__globals__[name]):
+                return f"global variable {name!r} of the function"
+    return "function"
 
 
 def _make_large(function: Function, head: tuple[Any, ...], parts: list[Any]) -> None:

@@ -131,12 +131,13 @@ def blame(obj: object) -> str:
 
 def _culprit(obj: object, depth: int) -> object:
     for part in _parts(obj) if depth else ():
-        if part is not obj and not _can_be_packed(part):
+        if part is not obj and not can_be_packed(part):
             return _culprit(part, depth - 1)
     return obj
 
 
-def _can_be_packed(obj: object) -> bool:
+def can_be_packed(obj: object) -> bool:
+    """Say whether `pack` takes a value, by trying."""
     try:
         pack(obj)
     except Exception:  # noqa: BLE001  # that is what is asked

@@ -7,6 +7,7 @@ import gc
 import subprocess
 import sys
 import textwrap
+import threading
 import weakref
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,17 @@ def test_futures_do_not_keep_functions(gate: Gate, how: str) -> None:
         gc.collect()
         assert ref() is None
         gate.open()
+
+
+def test_a_global_that_cannot_be_pickled_is_named() -> None:
+    """Else one would have to search for it; the next call is made as ever."""
+    scope: dict[str, Any] = {"__name__": "__main__", "LOCK": threading.Lock(), "data": [1]}
+    exec("def locked():\n    with LOCK: return data", scope)
+    with Executor(1) as executor:
+        error = executor.submit(scope["locked"]).exception(LONG)
+        assert isinstance(error, TypeError)
+        assert "global variable 'LOCK' of the function cannot be pickled: type _thread.lock" in str(error)
+        assert executor.submit(inc, 1).result(LONG) == 2
 
 
 def test_the_collector_runs_while_iterables_are_read() -> None:
