@@ -12,7 +12,6 @@ from contextlib import suppress
 from pickle import PickleBuffer, dumps, loads
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
-from weakref import ReferenceType
 
 from xxhash import xxh3_128
 
@@ -27,6 +26,7 @@ from ._serialize import (
     load_function,
     name_to_send,
     pack,
+    reference_in,
     unpack,
 )
 from ._wire import INLINE_MAX
@@ -34,6 +34,7 @@ from .errors import SerializationError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from weakref import ReferenceType
 
 #: Bytes beyond which a function travels through the store: half of what a message may have.
 _LARGE = INLINE_MAX // 2
@@ -80,12 +81,10 @@ class KeptFunctions(FunctionTable):
         #: stay the same, workers keep what they have
         self._latest: dict[int, tuple[ReferenceType[Any], bytes, Function]] = {}
 
-    def _describe_anew(self, func: Any) -> Function:
-        if name_to_send(func) is not None or by_value_modules():
-            return super()._describe_anew(func)
-        if self._can_watch(func):
-            function = super()._describe_anew(func)
-            if len(function.pickled) > _LARGE:
+    def _describe_watched(self, func: Any, cacheable: bool, watches: dict[int, Any]) -> Function:
+        if cacheable or name_to_send(func) is not None or by_value_modules():
+            function = super()._describe_watched(func, cacheable, watches)
+            if function.cacheable and not function.by_reference and len(function.pickled) > _LARGE:
                 where, references, reloaded, stream = loads(function.pickled)
                 _make_large(function, (where, references, reloaded), [stream])
             return function
@@ -115,15 +114,8 @@ class KeptFunctions(FunctionTable):
         return known[2] if known is not None and known[0]() is func and known[1] == described_by else None
 
     def _remember(self, func: Any, described_by: bytes, function: Function) -> Function:
-        identity, latest = id(func), self._latest
-
-        def forget(ref: ReferenceType[Any]) -> None:  # takes no lock: it may run inside any allocation
-            entry = latest.get(identity)
-            if entry is not None and entry[0] is ref:
-                latest.pop(identity, None)
-
         with suppress(TypeError):  # what allows no weak reference cannot be recognised
-            latest[identity] = (ReferenceType(func, forget), described_by, function)
+            self._latest[id(func)] = (reference_in(self._latest, func), described_by, function)
         return function
 
 

@@ -14,7 +14,7 @@ from threading import RLock
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from localdist._key import outline
+from localdist._key import cell_content, outline
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -164,10 +164,7 @@ def _used_by(function: FunctionType, seen: set[int]) -> Iterator[ModuleType]:
         elif name in sys.modules:  # imported within
             yield from _named_by(sys.modules[name], seen)
     for cell in function.__closure__ or ():
-        try:
-            content = cell.cell_contents
-        except ValueError:  # not yet set
-            continue
+        content = cell_content(cell)
         if isinstance(content, (FunctionType, type, ModuleType, partial, MethodType)):
             yield from _named_by(content, seen)
 

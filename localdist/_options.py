@@ -29,6 +29,19 @@ def check_resources(resources: Any) -> dict[str, float]:
     return {name: float(amount) for name, amount in resources.items()}
 
 
+def check_retries(retries: Any) -> None:
+    """Refuse what is no number of retries.
+
+    Raises:
+        TypeError: it is no int.
+        ValueError: it is negative.
+    """
+    if not isinstance(retries, int) or isinstance(retries, bool):
+        raise TypeError(f"retries must be an int, not {qualified_type(retries)}")
+    if retries < 0:
+        raise ValueError(f"retries must not be negative: {retries}")
+
+
 def _check_number(what: str, value: Any) -> None:
     if not isinstance(value, Real):
         raise TypeError(f"{what} must be a number, not {qualified_type(value)}")
@@ -59,10 +72,8 @@ def make_options(
         raise TypeError(f"allow_other_workers must be a bool, not {qualified_type(allow_other_workers)}")
     if allow_other_workers and workers is None:
         raise ValueError("allow_other_workers=True goes with workers=")
-    if retries is not None and (not isinstance(retries, int) or isinstance(retries, bool)):
-        raise TypeError(f"retries must be an int, not {qualified_type(retries)}")
-    if retries is not None and retries < 0:
-        raise ValueError(f"retries must not be negative: {retries}")
+    if retries is not None:
+        check_retries(retries)
     _check_number("priority", priority)
     lane = None
     if workers is not None or resources:

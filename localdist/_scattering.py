@@ -79,7 +79,7 @@ class Scattering(Inspection):
             if known is not None:
                 return known
         outcome = self._transport.put(value)
-        group = self._groups.setdefault(name, Group(name))
+        group = self._group(name)
         entry = Entry(key, group, None, None, (), self._options)
         entry.outcome = outcome
         entry.status = FINISHED
@@ -94,6 +94,10 @@ class Scattering(Inspection):
             self._entries[key] = entry
             self._transport.store([entry])
         return Future(entry)
+
+    def _group(self, name: str) -> Group:
+        """Return the group of tasks that are expected to take equally long."""
+        return self._groups.get(name) or self._groups.setdefault(name, Group(name))
 
     def _stored(self, key: Any, note: tuple[str, str], *, explicit: bool) -> Future | None:
         """Return a future of the data that this key names already, if any; with the board's lock held."""

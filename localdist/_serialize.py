@@ -327,14 +327,12 @@ class FunctionTable:
                     return function
         return self._describe_anew(func)
 
-    @staticmethod
-    def _can_watch(func: Any) -> bool:
-        """Say whether nothing that `func` captures can change unseen."""
-        return _watch_all(func, {})
-
     def _describe_anew(self, func: Any) -> Function:
         watches: dict[int, _Watch] = {}  # made first: what changes while we describe is noticed next time
-        cacheable = _watch_all(func, watches)
+        return self._describe_watched(func, _watch_all(func, watches), watches)
+
+    def _describe_watched(self, func: Any, cacheable: bool, watches: dict[int, _Watch]) -> Function:
+        """Describe `func`; it is `cacheable` if nothing that it captures can change without `watches` noticing."""
         modules = modules_of(func)
         where = name_to_send(func)
         digest, references = describe(func)
@@ -349,19 +347,29 @@ class FunctionTable:
         if not cacheable or by_value_modules():
             return function
         identity, known = id(func), self._known
-
-        def forget(ref: ReferenceType[Any]) -> None:  # takes no lock: it may run inside any allocation
-            entry = known.get(identity)
-            if entry is not None and entry[0] is ref:
-                known.pop(identity, None)
-
         watch = watches.pop(identity)
         with self._lock:
             entry = known.get(identity)
             if entry is not None and entry[0]() is func and entry[4].pickled == pickled and entry[4].digest == digest:
                 function = entry[4]  # another thread was first, or the change has been undone
-            known[identity] = (ReferenceType(func, forget), tuple(watches.values()), watch, modules, function)
+            known[identity] = (reference_in(known, func), tuple(watches.values()), watch, modules, function)
         return function
+
+
+def reference_in(table: dict[int, Any], func: Any) -> ReferenceType[Any]:
+    """Return a weak reference to `func`, which takes the entry that it begins, by `id`, out of a table when it dies.
+
+    Raises:
+        TypeError: `func` allows no weak reference.
+    """
+    identity = id(func)
+
+    def forget(ref: ReferenceType[Any]) -> None:  # takes no lock: it may run inside any allocation
+        entry = table.get(identity)
+        if entry is not None and entry[0] is ref:
+            table.pop(identity, None)
+
+    return ReferenceType(func, forget)
 
 
 def load_function(pickled: bytes, load: Callable[[bytes], Any] = loads) -> Any:

@@ -161,7 +161,7 @@ class Submission(Scattering):
     ) -> Future:
         """Return a future of the live task with this key, or of a new one."""
         name = function.name
-        group = self._groups.get(name) or self._groups.setdefault(name, Group(name))
+        group = self._group(name)
         with self._board.lock:
             if self._closed:
                 self._check_open()
@@ -182,10 +182,6 @@ class Submission(Scattering):
                 self._transport.drop(entry)
                 raise
         return Future(entry)
-
-    def _group(self, name: str) -> Group:
-        """Return the group of tasks that are expected to take equally long."""
-        return self._groups.get(name) or self._groups.setdefault(name, Group(name))
 
     def _describe(self, func: Callable[..., Any]) -> Function:
         if not callable(func):
@@ -300,7 +296,7 @@ class Submission(Scattering):
         numbered = not pure or digest is None
         if numbered:
             prefix = f"{random_key(prefix[:-1])}-"
-        group = self._groups.setdefault(function.name, Group(function.name))
+        group = self._group(function.name)
         entries, lock, submit = self._entries, self._board.lock, self._transport.submit
         count = itertools.count()
         futures: list[Future] = []
@@ -381,7 +377,7 @@ class Submission(Scattering):
         except Unstable:
             return None
 
-    def _share_large(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _share_large(self, kwargs: dict[Any, Any]) -> dict[Any, Any]:
         if self._in_threads:
             return kwargs
         return {

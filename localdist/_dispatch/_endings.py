@@ -30,10 +30,6 @@ class Endings(Express):
         """Give the core an event and perform what it asks for. In the scheduler's thread."""
         raise NotImplementedError
 
-    def _drain(self) -> None:
-        """Deal with the inbox. In the scheduler's thread."""
-        raise NotImplementedError
-
     @property
     def closed(self) -> bool:
         """Whether it has ended, or is about to."""
@@ -76,7 +72,6 @@ class Endings(Express):
             self.wake()
 
     def _stop(self, reason: str) -> None:
-        self._drain()
         self.crew.keep_up(self.core.assignment.ready_count())
         coming = self.crew.coming
         if coming and not any(worker.outstanding for worker in self.core.workers.values()):
@@ -98,7 +93,6 @@ class Endings(Express):
         """
 
         def begin() -> None:
-            self._drain()
             self.handle(events.TasksFailed(list(self.core.tasks.values()), error))
             self.crew.terminate(gently=gently)
             self._grace = 0.0
@@ -134,7 +128,6 @@ class Endings(Express):
         """
 
         def find() -> dict[int, Any]:
-            self._drain()
             self.crew.keep_up(self.core.assignment.ready_count())
             return self.crew.processes()
 
@@ -157,11 +150,7 @@ class Endings(Express):
             self.post(event)
             return
 
-        def begin() -> None:
-            self._drain()
-            self.handle(event)
-
-        self.call(begin)
+        self.call(lambda: self.handle(event))
 
     def unfinished(self, options: object) -> list[Task]:
         """List the detached tasks with these `Options` that have not ended.
@@ -169,10 +158,5 @@ class Endings(Express):
         Raises:
             ClosedClientError: it has ended.
         """
-
-        def find() -> list[Task]:
-            self._drain()
-            return [task for task in self.core.tasks.values() if task.options is options]
-
-        found: list[Any] = self.call(find)
+        found: list[Task] = self.call(lambda: [t for t in self.core.tasks.values() if t.options is options])
         return found

@@ -153,6 +153,8 @@ class Engine(Endings):
         if gone:
             self._workers_ended(gone)
         while self._calls:
+            if self._inbox:  # a call sees all that was posted before it
+                self._drain()
             self._calls.popleft()()
         if self._blocked:
             self._watch_blocked()

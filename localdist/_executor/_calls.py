@@ -9,11 +9,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from marshal import dumps as marshal_dumps
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 from .._chunk import FailedChunk
 from .._future import Deadline, Future
-from .._graph import extract, futures_in
+from .._graph import extract
 from .._key import ATOMS
 from .._schedule.records import Group, Options, Task
 from .._serialize import Function
@@ -35,6 +35,10 @@ _NESTING = 100
 PART = 2_000
 
 
+def _comes_apart(fn: Any) -> TypeGuard[partial[Any]]:
+    return type(fn) is partial and _PLACEHOLDER not in map(type, fn.args)
+
+
 def unwrap(fn: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
     """Take a partial apart, so that a large array in it travels as an argument does.
 
@@ -45,7 +49,7 @@ def unwrap(fn: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[Any, ...],
     keywords: dict[str, Any] = {}
     inner: Any = fn
     for _ in range(_NESTING):  # one may contain itself
-        if type(inner) is not partial or _PLACEHOLDER in map(type, inner.args):
+        if not _comes_apart(inner):
             break
         inner, before, keywords = inner.func, inner.args + before, {**inner.keywords, **keywords}
     return inner, before, keywords
@@ -144,25 +148,12 @@ class Calls:
         self._enter([entry])
         return entry
 
-    def share(self, fn: Callable[..., T]) -> tuple[Callable[..., T], Any]:
-        """Store what is large in a partial once for all of its calls.
-
-        Returns:
-            What to call, and what has to be kept until the last call was submitted.
-        """
-        client = self.client
-        if type(fn) is not partial or _PLACEHOLDER in map(type, fn.args) or client._in_threads:
-            return fn, None
-        values = dict(enumerate(fn.args)) | fn.keywords
-        held = {
-            place: client._scatter_one(value, None, hashed=False)
-            for place, value in values.items()
-            if type(value) not in ATOMS and not futures_in(value, Future) and client._transport.is_large(value)
-        }
-        if not held:
-            return fn, None
-        args = [held.get(i, value) for i, value in enumerate(fn.args)]
-        return partial(fn.func, *args, **{word: held.get(word, value) for word, value in fn.keywords.items()}), held
+    def share(self, fn: Callable[..., T]) -> Callable[..., T]:
+        """Store what is large in a partial once for all of its calls; return what to call instead."""
+        if not _comes_apart(fn):
+            return fn
+        args = self.client._share_large(dict(enumerate(fn.args)))
+        return partial(fn.func, *args.values(), **self.client._share_large(fn.keywords))
 
     def _encode(
         self, function: Function, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -255,9 +246,8 @@ class SharedCalls(Calls):
 class Results:
     """Entries of one `map` whose results were not yielded, in order. When it is dropped they run on, unseen."""
 
-    def __init__(self, client: Client, held: Any) -> None:
+    def __init__(self, client: Client) -> None:
         self._client = client
-        self._held = held
         self._entries: deque[Entry] = deque()
 
     def __del__(self) -> None:

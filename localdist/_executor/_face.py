@@ -111,8 +111,8 @@ class BaseExecutor(concurrent.futures.Executor):
             buffersize = check_positive("buffersize", buffersize)
         with self._refusing():
             calls = self._ready()
-            fn, held = calls.share(fn)
-            results = Results(calls.client, held)
+            fn = calls.share(fn)
+            results = Results(calls.client)
         if chunksize > 1:
             more = self._submit_chunks(fn, iterables, chunksize)
         else:

@@ -18,6 +18,7 @@ from .._cluster import LocalCluster, pack_initializer
 from .._dispatch._crew import Settings
 from .._future import Duration
 from .._kept import KeptFunctions
+from .._options import check_retries
 from .._schedule.records import Options
 from .._serialize import qualified_type
 from .._state import Board
@@ -71,10 +72,7 @@ class Executor(BaseExecutor):
             raise TypeError(f"initializer must be a callable, not {qualified_type(initializer)}")
         if max_tasks_per_child is not None:
             max_tasks_per_child = check_positive("max_tasks_per_child", max_tasks_per_child)
-        if not isinstance(retries, int) or isinstance(retries, bool):
-            raise TypeError(f"retries must be an int, not {qualified_type(retries)}")
-        if retries < 0:
-            raise ValueError(f"retries must not be negative: {retries}")
+        check_retries(retries)
         self._max_workers = count_workers(max_workers, sys.platform)
         self._mp_context = mp_context or multiprocessing.get_context("spawn")
         self._retries = retries

@@ -22,7 +22,7 @@ _CODE = (FunctionType, BuiltinFunctionType, type, ModuleType)
 #: Other ways to set one.
 _INDIRECT = frozenset({"globals", "exec", "eval"})
 #: Values that set nothing.
-_PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None), tuple, list, dict, set, frozenset})
+_PLAIN = ATOMS | {tuple, list, dict, set, frozenset}
 
 
 class SharedGlobals:
@@ -43,7 +43,7 @@ class SharedGlobals:
         data = {n: v for n, v in own.items() if type(v) not in ATOMS and not isinstance(v, _CODE) and n[:2] != "__"}
         before = {name: _fingerprint(value) for name, value in data.items()}
         self.call(function, scope, own, *args)
-        module = scope.get("__name__", "__main__")
+        module = _module(scope)
         known, sent = self._modules[module], self._sent.setdefault(module, {})
         for name, value in data.items():
             if name not in known and _fingerprint(value) != before[name]:
@@ -52,12 +52,12 @@ class SharedGlobals:
     def reconcile(self, scope: dict[str, Any]) -> dict[str, Any]:
         """Look at the globals that a function has brought, and return them; what the client has changed counts."""
         own = dict(scope)
-        module = scope.get("__name__", "__main__")
-        known, sent = self._modules.get(module), self._sent.setdefault(module, {})
-        for name in known.keys() & own.keys() if known else ():
+        module = _module(scope)
+        known, sent = self._modules.get(module, {}), self._sent.setdefault(module, {})
+        for name in known.keys() & own.keys():
             now = _fingerprint(own[name])
             if sent.setdefault(name, now) != now:
-                del known[name]  # type: ignore[union-attr]  # not empty
+                del known[name]
                 sent[name] = now
         return own
 
@@ -72,7 +72,7 @@ class SharedGlobals:
             own: those that it has brought.
             args, kwargs: its arguments.
         """
-        module = scope.get("__name__", "__main__")
+        module = _module(scope)
         known = self._modules.setdefault(module, {})
         scope.update(own)
         scope.update(known)
@@ -88,7 +88,12 @@ class SharedGlobals:
 
     def concerns(self, scope: dict[str, Any]) -> bool:
         """Say whether anything was set that functions with these globals should see."""
-        return bool(self._modules.get(scope.get("__name__", "__main__")))
+        return bool(self._modules.get(_module(scope)))
+
+
+def _module(scope: dict[str, Any]) -> str:
+    name: str = scope.get("__name__", "__main__")
+    return name
 
 
 def _fingerprint(value: Any) -> Any:
@@ -103,26 +108,26 @@ def _fingerprint(value: Any) -> Any:
         return type(value), None
 
 
+def _innermost(function: Any) -> Any:
+    while isinstance(function, (partial, MethodType)):
+        function = function.func if isinstance(function, partial) else function.__func__
+    return function
+
+
 def scope_of(function: Any) -> dict[str, Any] | None:
     """Return the globals of a callable that came by value; None where they are those of a module, or none at all."""
-    while True:
-        if isinstance(function, partial):
-            function = function.func
-        elif isinstance(function, MethodType):
-            function = function.__func__
-        elif isinstance(function, FunctionType):
-            module = sys.modules.get(function.__module__)
-            return None if module is not None and function.__globals__ is module.__dict__ else function.__globals__
-        else:
-            function = type(function).__dict__.get("__call__")
-            if not isinstance(function, FunctionType):
-                return None
+    function = _innermost(function)
+    if not isinstance(function, FunctionType):
+        function = type(function).__dict__.get("__call__")
+        if not isinstance(function, FunctionType):
+            return None
+    module = sys.modules.get(function.__module__)
+    return None if module is not None and function.__globals__ is module.__dict__ else function.__globals__
 
 
 def may_set_globals(function: Any, scope: dict[str, Any]) -> bool:
     """Say whether a callable, or a function that shares its globals, which are `scope`, may set one of them."""
-    while isinstance(function, (partial, MethodType)):
-        function = function.func if isinstance(function, partial) else function.__func__
+    function = _innermost(function)
     if not isinstance(function, FunctionType):
         return True  # some method of an object
     return any(_may_set(value, scope) for value in (function, *scope.values()))
